@@ -203,6 +203,7 @@ class OutcomeResolved(Fact, frozen=True, kw_only=True, tag="order.outcome_resolv
     by: str
     evidence: str
     order_ticket: int = 0
+    symbol: str = ""
 
 
 class Fill(Fact, frozen=True, kw_only=True):
@@ -437,7 +438,7 @@ def decode(recorded: Recorded) -> Envelope:
     stored = _header_decoder.decode(recorded.state).schema_version
     if stored > current:
         raise UnknownSchema(
-            f"event {recorded.seq} ({recorded.topic}) has schema version {stored}, this version knows {current}: upgrade"
+            f"event {recorded.seq} ({recorded.topic}) has schema version {stored}, known is {current}: upgrade"
         )
     whole = msgspec.json.decode(recorded.state)
     for version in range(stored, current):

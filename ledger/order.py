@@ -499,6 +499,7 @@ def _evidence(order: Order, command: RecordEvidence) -> list[OrderEvent]:
             by="probe",
             evidence=f"the broker shows deal {listed} of this attempt",
             order_ticket=ticket,
+            symbol=order.symbol,
         )
         fills = _fills(
             order,
@@ -520,6 +521,7 @@ def _evidence(order: Order, command: RecordEvidence) -> list[OrderEvent]:
                 by="probe",
                 evidence=f"the broker shows order {ended.ticket} of this attempt, {how} without a deal",
                 order_ticket=ended.ticket,
+                symbol=order.symbol,
             ),
             OrderRejected(
                 symbol=order.symbol,
@@ -539,6 +541,7 @@ def _evidence(order: Order, command: RecordEvidence) -> list[OrderEvent]:
                 by="probe",
                 evidence="no working order, past order, deal or position carries the magic or comment of this "
                 "attempt, and none can arrive any more",
+                symbol=order.symbol,
             ),
             OrderFailed(
                 symbol=order.symbol,

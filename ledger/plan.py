@@ -20,7 +20,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     validate_before_send: bool = True
     max_order_age_s: float = 30.0
     max_order_life_s: float = 300.0
-    max_attempts: int = 5
+    max_attempts: int = 8
 
 
 class Check(msgspec.Struct, frozen=True):

@@ -27,6 +27,7 @@ from ledger.errors import LedgerDamaged, LedgerLocked, LedgerUnavailable
 from ledger.events import WRITER_STREAM, BatchSealed, Recorded, seq_of
 
 PAGE: Final = 2_000
+_EXISTING: Final = "SELECT originator_id FROM stored_events WHERE originator_version = 1 AND originator_id"
 
 
 class EventSource(Protocol):
@@ -210,10 +211,7 @@ class _SqliteStore(EventStore):
             for start in range(0, len(streams), 500):  # SQLite bounds the parameters of a statement
                 part = streams[start : start + 500]
                 marks = ",".join("?" * len(part))
-                cursor.execute(
-                    f"SELECT originator_id FROM stored_events WHERE originator_version = 1 AND originator_id IN ({marks})",
-                    part,
-                )
+                cursor.execute(f"{_EXISTING} IN ({marks})", part)
                 found.update(row[0] for row in cursor.fetchall())
         return found
 
@@ -281,7 +279,7 @@ class _PostgresStore(EventStore):
     def existing(self, streams: Sequence[str]) -> set[str]:
         with _unavailable(self.name), self._datastore.get_connection() as connection:
             rows = connection.execute(
-                "SELECT originator_id FROM stored_events WHERE originator_version = 1 AND originator_id = ANY(%s)",
+                f"{_EXISTING} = ANY(%s)",
                 (list(streams),),
             ).fetchall()
         return {str(row["originator_id"]) for row in rows}

@@ -1,0 +1,1 @@
+"""The shell around the ledger: broker, NATS, configuration, HTTP, command line."""

@@ -1,0 +1,430 @@
+"""Composition: starts the parts of the service in order, watches them, stops them in reverse.
+
+Start: folder lock, ledger, then message bus, terminals and projections side by side; READY once orders are taken.
+Stop: no new orders, calls at the broker end, news go out, the ledger is closed with a checkpoint. Within 5 s.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import nats
+import nats.errors
+import orjson
+import structlog
+from filelock import FileLock, Timeout
+from nats.aio.client import Client
+
+from gateway.broker import Account, LoginRefused, TerminalError
+from gateway.bus import OrderBus
+from gateway.config import OFF, Settings, safe_url
+from gateway.embedded import NatsServer, ProjectionProcess, StartFailed, free_port
+from gateway.outbox import Outbox
+from gateway.submit import Submitter
+from gateway.terminal import TerminalProcess, TerminalStatus
+from gateway.terminal_child import TerminalSettings
+from ledger.errors import LedgerError
+from ledger.events import AccountConnected, AccountDisconnected, account_stream
+from ledger.store import EventStore, open_store, sqlite_path
+from ledger.values import plain
+from ledger.writer import Cause, Ledger
+from projections.follower import Follower, Pace
+from projections.settings import EMBEDDED, ProjectionSettings
+
+log = structlog.get_logger()
+
+BUILD: Final = version("order-ledger")
+NATS_CONNECT_S: Final = 10.0
+PROJECTIONS_READY_S: Final = 20.0
+STOP_SENDS_S: Final = 1.5
+STOP_NEWS_S: Final = 1.0
+MARGIN_MODES: Final = {0: "netting", 1: "exchange", 2: "hedging"}
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Service:
+    """The whole service. `say` gets the lines for a person."""
+
+    def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
+        self._settings, self._say = settings, say
+        self._stop_asked = asyncio.Event()
+        self._undo: list[tuple[str, Callable[[], Awaitable[Any]]]] = []
+        self._failures: list[asyncio.Future[Any]] = []
+        self._url = ""
+        self._reconnected: Callable[[], None] = lambda: None
+        self._trade_changed: Callable[[TerminalStatus], None] = _log_terminal("trade")
+
+    def ask_to_stop(self) -> None:
+        self._stop_asked.set()
+
+    async def run(self) -> None:
+        """Runs until asked to stop. Raises StartFailed, LedgerError, BusRefused, TerminalError with one clear line."""
+        began = time.monotonic()
+        try:
+            await self._start()
+            self._say(
+                f"READY in {time.monotonic() - began:.1f} s: send orders to orders.submitted.{{symbol}} on {self._url}"
+            )
+            await self._watch()
+        finally:
+            await self._stop()
+
+    # --- start --------------------------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        settings = self._settings
+        self._say(f"order-ledger {BUILD}, data in {settings.data}")
+        lock = _lock_folder(settings.data)
+        self._later("folder", lambda: asyncio.to_thread(lock.release))
+        store = await asyncio.to_thread(open_store, settings.ledger_url.reveal())
+        projections = await self._start_projections()
+        trade, query = self._terminals()
+        connection, account, _ = await _together(self._connect_nats(), trade.connect(), query.connect())
+        ledger = await Ledger.open(store, login=account.login, server=account.server, clock=utc_now, build=BUILD)
+        self._later("ledger", ledger.close)
+        self._failures.append(ledger.failure)
+        ledger.append(account_stream(account.login), _connected(account, settings), Cause(actor="gateway"))
+        self._tell_ledger(store, ledger)
+        self._tell_terminal(account)
+
+        submitter = Submitter(ledger, trade, query, settings, utc_now)
+        submitter.set_broker_utc_offset(account.server_utc_offset_s or 0)
+        await self._start_outbox(connection, store, ledger)
+        ledger.tail.on_commit(projections.wake)
+        submitter.start()
+        self._failures.append(submitter.failure)
+        bus = OrderBus(connection, ledger, submitter, utc_now)
+        self._reconnected = bus.reconnected
+        self._later("orders at the broker", lambda: submitter.stop(STOP_SENDS_S))
+        self._later("orders in", bus.stop)
+        self._trade_changed = self._on_terminal_change(ledger, account)
+        await bus.start()
+        self._failures.append(bus.failure)
+        found = await self._await_projections(projections)
+        self._write_run_file(ledger, account, found)
+
+    async def _start_projections(self) -> ProjectionProcess:
+        settings = self._settings
+        clickhouse = settings.clickhouse_url.reveal() if settings.clickhouse_url else None
+        port = 0
+        if clickhouse is None:
+            port = _kept_port(settings.data / "clickhouse.port", settings.clickhouse_http_port)
+        process = ProjectionProcess(
+            ProjectionSettings(
+                ledger_url=settings.ledger_url.reveal(),
+                data_dir=str(settings.data),
+                clickhouse=clickhouse or EMBEDDED,
+                clickhouse_user=settings.clickhouse_user,
+                clickhouse_password=settings.clickhouse_password.reveal(),
+                database=settings.clickhouse_database,
+                http_port=port,
+                kafka=settings.kafka_brokers or OFF,
+                kafka_options=_kafka_options(os.environ),
+                audit_dir="" if settings.kafka_brokers else str(settings.data / "audit"),
+                log_level=settings.log_level,
+            ),
+            settings.data / "log" / "projections.log",
+        )
+        process.on_status = _log_projection_status
+        await process.start()
+        self._later("projections", process.stop)
+        return process
+
+    def _terminals(self) -> tuple[TerminalProcess, TerminalProcess]:
+        settings = self._settings
+        folder = settings.data / "terminal"
+        folder.mkdir(parents=True, exist_ok=True)
+        common = TerminalSettings(
+            folder=str(folder),
+            kind=settings.terminal,  # type: ignore[arg-type]  # config reads it as one of these
+            login=settings.mt5_login,
+            server=settings.mt5_server,
+            path=settings.mt5_path,
+            call_deadline_s=settings.call_deadline_s,
+            seed=settings.simulated_seed,
+        )
+        password = settings.mt5_password.reveal()
+        trade = TerminalProcess(common, password, on_change=lambda status: self._trade_changed(status))
+        query = TerminalProcess(
+            msgspec.structs.replace(common, role="query"), password, on_change=_log_terminal("query")
+        )
+        self._later("terminals", lambda: asyncio.gather(trade.close(), query.close()))
+        return trade, query
+
+    async def _connect_nats(self) -> Client:
+        settings = self._settings
+        if settings.nats_url is None:
+            server = NatsServer(settings.data / "nats", settings.nats_port)
+            await server.start()
+            self._later("message bus", server.stop)
+            watch = asyncio.create_task(_ended(server), name="nats-server")
+            self._later("watch of the message bus", lambda: _cancelled(watch))
+            self._failures.append(watch)
+            url, what = server.url, "bundled nats-server"
+        else:
+            url, what = settings.nats_url.reveal(), "NATS_URL"
+        servers = [one.strip() for one in url.split(",") if one.strip()]
+        self._url = ",".join(safe_url(one) for one in servers)
+
+        async def disconnected() -> None:
+            if not self._stop_asked.is_set():
+                log.warning("connection to NATS lost, connecting again", url=self._url)
+
+        async def reconnected() -> None:
+            log.info("connected to NATS again", url=self._url)
+            self._reconnected()
+
+        async def error(problem: Exception) -> None:
+            log.debug("NATS", error=str(problem) or type(problem).__name__)
+
+        try:
+            connection = await asyncio.wait_for(
+                nats.connect(
+                    servers,
+                    name=f"order-ledger {settings.instance_id}",
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=0.5,
+                    disconnected_cb=disconnected,
+                    reconnected_cb=reconnected,
+                    error_cb=error,
+                    pending_size=16 * 1024 * 1024,
+                ),
+                NATS_CONNECT_S,
+            )
+        except (TimeoutError, OSError, nats.errors.Error) as problem:
+            reason = str(problem) or "no answer"
+            raise StartFailed(f"cannot reach NATS at {self._url}: {reason}. Is it running, is {what} right?") from None
+        self._later("connection to NATS", connection.close)
+        self._say(f"  message bus  {self._url} ({what})")
+        return connection
+
+    async def _start_outbox(self, connection: Client, store: EventStore, ledger: Ledger) -> None:
+        outbox = Outbox(connection, store, ledger.tail, ledger.ledger_id, ledger.login, new_ledger=ledger.epoch == 1)
+        follower = Follower(ledger.tail, outbox, Pace(max_events=2048))
+        await follower.start(NATS_CONNECT_S)
+        task = asyncio.create_task(follower.run(), name="outbox")
+
+        async def stop() -> None:
+            follower.stop()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(task, STOP_NEWS_S)
+            await outbox.close()
+
+        self._later("news out", stop)
+        self._failures.append(task)
+
+    async def _await_projections(self, process: ProjectionProcess) -> dict[str, Any]:
+        """What the projections say of themselves. Orders do not wait for them: without them the service is degraded."""
+        try:
+            found = await process.ready(PROJECTIONS_READY_S)
+        except TimeoutError:
+            self._say("  clickhouse   not ready yet: orders are taken, rows follow")
+            return {}
+        settings = self._settings
+        url = found.get("clickhouse_http")
+        if settings.clickhouse_url is None and url:
+            (settings.data / "clickhouse.port").write_text(url.rpartition(":")[2])
+            self._say(f"  clickhouse   {url} (embedded, read only)")
+        elif settings.clickhouse_url is not None:
+            self._say(f"  clickhouse   {safe_url(settings.clickhouse_url.reveal())}")
+        if settings.kafka_brokers is None:
+            self._say(f"  audit log    {settings.data / 'audit'} (files)")
+        else:
+            self._say(f"  audit log    {settings.kafka_brokers}")
+        return found
+
+    def _tell_ledger(self, store: EventStore, ledger: Ledger) -> None:
+        kind = "SQLite" if sqlite_path(self._settings.ledger_url.reveal()) else "PostgreSQL"
+        count = len(ledger.open_orders)
+        waiting = f", {count} open order{'s' * (count != 1)} taken up" if count else ""
+        self._say(f"  ledger       {store.name} ({kind}, epoch {ledger.epoch}{waiting})")
+
+    def _tell_terminal(self, account: Account) -> None:
+        mode = MARGIN_MODES.get(account.margin_mode, "?")
+        self._say(
+            f"  terminal     {self._settings.terminal}, account {account.login} on {account.server} "
+            f"({mode}, {plain(account.balance):,} {account.currency})"
+        )
+
+    def _on_terminal_change(self, ledger: Ledger, account: Account) -> Callable[[TerminalStatus], None]:
+        """Records when the trading terminal goes and comes."""
+        logged = _log_terminal("trade")
+
+        def changed(status: TerminalStatus) -> None:
+            logged(status)
+            if ledger.failure.done():
+                return
+            with contextlib.suppress(LedgerError):
+                if status.state in ("down", "refused"):
+                    event = AccountDisconnected(
+                        login=account.login, server=account.server, reason=status.text or status.state
+                    )
+                    ledger.append(account_stream(account.login), event, Cause(actor="gateway"))
+                elif status.state == "connected":
+                    connected = _connected(account, self._settings)
+                    ledger.append(account_stream(account.login), connected, Cause(actor="gateway"))
+
+        return changed
+
+    def _write_run_file(self, ledger: Ledger, account: Account, projections: dict[str, Any]) -> None:
+        settings = self._settings
+        ledger_url = settings.ledger_url.reveal()
+        path = settings.data / "run.json"
+        content = {
+            "pid": os.getpid(),
+            "version": BUILD,
+            "started_at": utc_now().isoformat(),
+            "nats_url": self._url,
+            "ledger_url": ledger_url if sqlite_path(ledger_url) else safe_url(ledger_url),
+            "clickhouse_http": projections.get("clickhouse_http"),
+            "clickhouse_database": settings.clickhouse_database,
+            "audit_dir": str(settings.data / "audit") if settings.kafka_brokers is None else None,
+            "ledger_id": ledger.ledger_id,
+            "login": account.login,
+            "server": account.server,
+        }
+        scratch = path.with_suffix(".tmp")
+        scratch.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
+        scratch.replace(path)
+        self._later("run file", lambda: asyncio.to_thread(path.unlink, True))
+
+    # --- run and stop -------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Waits for the request to stop, or for the first part whose end the service cannot survive."""
+        stop = asyncio.ensure_future(self._stop_asked.wait())
+        try:
+            await asyncio.wait({stop, *self._failures}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.cancel()
+        if self._stop_asked.is_set():
+            return
+        for failure in self._failures:
+            if failure.done() and not failure.cancelled():
+                error = failure.exception() or failure.result()
+                if isinstance(error, BaseException):
+                    raise error
+                raise StartFailed(str(error or "the news to NATS stopped: see the log"))
+
+    async def _stop(self) -> None:
+        self._stop_asked.set()
+        for failure in self._failures:
+            if not isinstance(failure, asyncio.Task):
+                failure.cancel()
+        while self._undo:
+            what, undo = self._undo.pop()
+            try:
+                await undo()
+            except Exception as error:
+                log.warning("while stopping", part=what, error=str(error) or type(error).__name__)
+
+    def _later(self, what: str, undo: Callable[[], Awaitable[Any]]) -> None:
+        self._undo.append((what, undo))
+
+
+async def serve(settings: Settings, say: Callable[[str], None]) -> None:
+    """Runs the service until SIGINT or SIGTERM."""
+    service = Service(settings, say)
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):  # Windows has no signal handlers in its loop
+            loop.add_signal_handler(name, service.ask_to_stop)
+    await service.run()
+
+
+async def _ended(server: NatsServer) -> StartFailed:
+    await server.wait_ended()
+    return StartFailed("the bundled nats-server ended: see its log under nats/ in the data folder")
+
+
+async def _cancelled(task: "asyncio.Task[Any]") -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def _together(
+    nats_connection: Awaitable[Client], trade: Awaitable[Account], query: Awaitable[Account]
+) -> tuple[Client, Account, Account]:
+    """All three, or the first failure after all have ended."""
+    found = await asyncio.gather(nats_connection, trade, query, return_exceptions=True)
+    for one in found:
+        if isinstance(one, LoginRefused):
+            raise StartFailed(f"the broker refused the login: {one}. Check MT5_LOGIN, MT5_SERVER and MT5_PASSWORD")
+        if isinstance(one, TerminalError):
+            raise StartFailed(f"the terminal does not answer: {one}")
+        if isinstance(one, BaseException):
+            raise one
+    return found[0], found[1], found[2]  # type: ignore[return-value]  # the exceptions are gone
+
+
+def _connected(account: Account, settings: Settings) -> AccountConnected:
+    return AccountConnected(
+        login=account.login,
+        server=account.server,
+        currency=account.currency,
+        margin_mode=account.margin_mode,
+        balance=account.balance,
+        equity=account.equity,
+        terminal=settings.terminal,
+        broker_utc_offset_s=account.server_utc_offset_s or 0,
+    )
+
+
+def _lock_folder(folder: Path) -> FileLock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartFailed(f"cannot create the data folder {folder}: {error.strerror}") from None
+    lock = FileLock(folder / "serve.lock", thread_local=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        pid = ""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            pid = f" (process {orjson.loads((folder / 'run.json').read_bytes())['pid']})"
+        raise StartFailed(
+            f"another order-ledger serves {folder}{pid}: stop it, or name another folder by --data"
+        ) from None
+    except OSError as error:
+        raise StartFailed(f"cannot write to the data folder {folder}: {error.strerror}") from None
+    return lock
+
+
+def _kept_port(kept: Path, preferred: int) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        preferred = int(kept.read_text())
+    return free_port(preferred)
+
+
+def _kafka_options(environment: Mapping[str, str]) -> dict[str, str]:
+    """Security settings of Kafka, as `KAFKA_SASL_USERNAME` and the like give them."""
+    prefix = "KAFKA_"
+    return {
+        name.removeprefix(prefix).lower(): value
+        for name, value in environment.items()
+        if name.startswith(prefix) and name != "KAFKA_BROKERS"
+    }
+
+
+def _log_terminal(role: str) -> Callable[[TerminalStatus], None]:
+    def changed(status: TerminalStatus) -> None:
+        level = log.warning if status.state in ("down", "refused") else log.info
+        level("terminal", role=role, state=status.state, text=status.text)
+
+    return changed
+
+
+def _log_projection_status(status: dict[str, Any]) -> None:
+    if status.get("status") in ("sink_stopped", "failed"):
+        log.error("projection stopped", **{k: v for k, v in status.items() if k in ("sink", "error", "remedy")})

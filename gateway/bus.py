@@ -1,0 +1,264 @@
+"""Orders in: a durable pull consumer on the JetStream stream ORDERS.
+
+A message is acknowledged once what it caused is durable in the ledger. Nothing is dropped: what is not an order
+becomes an event of the inbox stream. A lost or late acknowledgement is harmless, since the same order is recognised.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+import nats.errors
+import nats.js.errors
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
+
+from gateway.submit import Submitter
+from ledger.commands import Received, ReceiveOrder, read_order
+from ledger.errors import LedgerError
+from ledger.events import MessageRejected, Source, inbox_stream
+from ledger.writer import Cause, Ledger
+
+log = structlog.get_logger()
+
+STREAM: Final = "ORDERS"
+SUBMITTED: Final = "orders.submitted.>"
+ADDRESSED: Final = "orders.account.>"
+ACK_WAIT_S: Final = 30.0
+MAX_ACK_PENDING: Final = 2_000
+PULL: Final = 256
+PULL_EXPIRES_S: Final = 30.0
+HEARTBEAT_S: Final = 5.0
+MAX_BACKLOG: Final = 2_000
+
+
+class BusRefused(Exception):
+    """The message bus is set up in a way the service cannot work with; the text says what to change."""
+
+
+class Pull:
+    """Messages of a durable consumer, with requests renewed before they run dry, so that none waits for a round trip.
+
+    The client's own `fetch` ends each request before it begins the next; here they overlap.
+    """
+
+    def __init__(self, connection: Client, stream: str, consumer: str) -> None:
+        self._connection = connection
+        self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+        self._messages: deque[Msg] = deque()
+        self._arrived = asyncio.Event()
+        self._outstanding = 0
+        self._heard = time.monotonic()
+        self._subscription: Subscription | None = None
+        self._inbox = ""
+
+    async def open(self) -> None:
+        self._inbox = self._connection.new_inbox()
+        self._subscription = await self._connection.subscribe(self._inbox, cb=self._receive)
+
+    async def next(self, most: int) -> list[Msg]:
+        """At least one message, at most `most`."""
+        while not self._messages:
+            self._arrived.clear()
+            if self._outstanding < PULL // 2 or time.monotonic() - self._heard > 3 * HEARTBEAT_S:
+                await self._request()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), HEARTBEAT_S)
+        if self._outstanding < PULL // 2:
+            await self._request()
+        return [self._messages.popleft() for _ in range(min(most, len(self._messages)))]
+
+    def reset(self) -> None:
+        """After a reconnect the server knows nothing of the requests made before."""
+        self._outstanding = 0
+        self._arrived.set()
+
+    async def close(self) -> None:
+        if self._subscription is not None and not self._connection.is_closed:
+            with contextlib.suppress(nats.errors.Error):
+                await self._subscription.unsubscribe()
+
+    async def _request(self) -> None:
+        nanoseconds = 1_000_000_000
+        body = msgspec.json.encode(
+            {
+                "batch": PULL,
+                "expires": int(PULL_EXPIRES_S * nanoseconds),
+                "idle_heartbeat": int(HEARTBEAT_S * nanoseconds),
+            }
+        )
+        self._outstanding = PULL
+        self._heard = time.monotonic()
+        try:
+            await self._connection.publish(self._subject, body, reply=self._inbox)
+        except nats.errors.Error as error:
+            self._outstanding = 0
+            log.warning("cannot ask for orders", error=str(error) or type(error).__name__)
+
+    async def _receive(self, message: Msg) -> None:
+        self._heard = time.monotonic()
+        status = message.headers.get("Status") if message.headers and not message.reply else None
+        if status is None:
+            self._messages.append(message)
+            self._outstanding -= 1
+        elif status == "100":
+            return
+        else:
+            # 408: the request ended; 409: the consumer moved or is gone. Either way it is asked anew.
+            self._outstanding = 0
+            if status != "408":
+                log.warning("consumer", status=status, description=(message.headers or {}).get("Description", ""))
+                await asyncio.sleep(0.2)
+        self._arrived.set()
+
+
+class OrderBus:
+    """Reads orders, records them, answers for them to the bus, and hands them on."""
+
+    def __init__(self, connection: Client, ledger: Ledger, submitter: Submitter, clock: Callable[[], datetime]) -> None:
+        self._connection, self._ledger, self._submitter, self._clock = connection, ledger, submitter, clock
+        self._account = str(ledger.login)
+        self._pull = Pull(connection, STREAM, f"order-ledger-{self._account}")
+        self._task: asyncio.Task[None] | None = None
+        self._acks: set[asyncio.Task[None]] = set()
+        self._unrecorded: dict[str, int] = {}
+        self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+
+    async def start(self) -> None:
+        """Sets up stream and consumer and begins to read. Raises BusRefused."""
+        await self._set_up()
+        await self._pull.open()
+        self._task = asyncio.create_task(self._run(), name="order-bus")
+
+    def reconnected(self) -> None:
+        self._pull.reset()
+
+    async def stop(self) -> None:
+        """Reads nothing more; what was read is acknowledged when durable."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._pull.close()
+        if self._acks:
+            await asyncio.wait(self._acks, timeout=2)
+
+    async def _set_up(self) -> None:
+        js = self._connection.jetstream()
+        try:
+            info = await js.stream_info(STREAM)
+        except nats.js.errors.NotFoundError:
+            try:
+                await js.add_stream(StreamConfig(name=STREAM, subjects=[SUBMITTED, ADDRESSED]))
+            except nats.js.errors.APIError as error:
+                raise BusRefused(f"cannot create the stream {STREAM}: {error.description}") from None
+            info = await js.stream_info(STREAM)
+        except nats.js.errors.APIError as error:
+            raise BusRefused(f"JetStream does not answer for {STREAM}: {error.description}") from None
+        subjects = info.config.subjects or []
+        if SUBMITTED not in subjects and "orders.>" not in subjects:
+            raise BusRefused(f"the stream {STREAM} listens on {subjects}: add {SUBMITTED}")
+        addressed = f"orders.account.{self._account}.>"
+        covered = any(one in subjects for one in (ADDRESSED, "orders.>", addressed))
+        config = ConsumerConfig(
+            durable_name=f"order-ledger-{self._account}",
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=ACK_WAIT_S,
+            max_ack_pending=MAX_ACK_PENDING,
+            filter_subjects=[SUBMITTED, addressed] if covered else [SUBMITTED],
+        )
+        try:
+            await js.add_consumer(STREAM, config)
+        except nats.js.errors.APIError as error:
+            raise BusRefused(
+                f"the consumer {config.durable_name} of {STREAM} differs from what is needed "
+                f"({error.description}): delete it, nothing is lost by that"
+            ) from None
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                if self._submitter.backlog > MAX_BACKLOG:
+                    await asyncio.sleep(0.01)
+                    continue
+                messages = await self._pull.next(PULL)
+                await self._take(messages)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            if not self.failure.done():
+                self.failure.set_result(error)
+
+    async def _take(self, messages: Sequence[Msg]) -> None:
+        received = [read_order(message.data, self._account) for message in messages]
+        await self._ledger.load({one.order_id for one in received if one.order_id is not None})
+        durable: list[asyncio.Future[Any]] = []
+        for message, one in zip(messages, received, strict=True):
+            durable.append(self._record(message, one))
+        task = asyncio.create_task(self._acknowledge(messages, durable))
+        self._acks.add(task)
+        task.add_done_callback(self._acks.discard)
+
+    def _record(self, message: Msg, received: Received) -> "asyncio.Future[Any]":
+        arrived, source = _origin(message)
+        cause = Cause(
+            actor="client", source=source, correlation_id=received.correlation_id, causation_id=received.causation_id
+        )
+        if received.order_id is None:
+            rejected = MessageRejected(reasons=received.reasons, raw=received.raw, symbol=received.symbol)
+            return self._ledger.append(inbox_stream(self._clock()), rejected, cause)
+        created = received.request.created_at if received.request else None
+        executed = self._ledger.execute(
+            received.order_id,
+            ReceiveOrder(
+                received=received,
+                age_from=created or arrived or self._clock(),
+                unrecorded=self._unrecorded.get(received.order_id, 0),
+            ),
+            cause,
+        )
+        if not executed.events:
+            self._unrecorded[received.order_id] = self._unrecorded.get(received.order_id, 0) + 1
+        else:
+            self._unrecorded.pop(received.order_id, None)
+            if executed.order.version == len(executed.events) and executed.order.is_open:
+                self._submitter.take(received.order_id, cause)
+        return executed.durable
+
+    async def _acknowledge(self, messages: Sequence[Msg], durable: "Sequence[asyncio.Future[Any]]") -> None:
+        """Acknowledges when durable. The server handles the acknowledgements of one connection in order, so its
+        answer to the last speaks for all; if it does not come, the messages come again and are recognised."""
+        try:
+            for one in durable:
+                await one
+        except LedgerError:
+            return  # not durable, not acknowledged
+        try:
+            for message in messages[:-1]:
+                await message.ack()
+            await messages[-1].ack_sync(timeout=5)
+        except (nats.errors.Error, TimeoutError) as error:
+            log.warning("orders will be delivered again", error=str(error) or type(error).__name__)
+
+
+def _origin(message: Msg) -> tuple[datetime | None, Source]:
+    headers = message.headers or {}
+    traceparent = headers.get("traceparent", "")[:64]
+    try:
+        metadata = message.metadata
+    except nats.errors.Error:
+        return None, Source(subject=message.subject[:256], traceparent=traceparent)
+    arrived = metadata.timestamp
+    if arrived is not None and arrived.tzinfo is None:
+        arrived = arrived.replace(tzinfo=UTC)
+    sequence = metadata.sequence.stream if metadata.sequence else 0
+    return arrived, Source(
+        subject=message.subject[:256], stream=metadata.stream, stream_seq=sequence, traceparent=traceparent
+    )

@@ -1,0 +1,237 @@
+"""`order-ledger …`: parses, calls, prints. Tables for people, `--json` for machines, one clear line for an error."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import orjson
+import structlog
+
+from gateway.config import DEFAULT_DATA, ConfigurationError, Settings, load
+from ledger.errors import LedgerError
+
+EXPECTED_EXIT: Final = 1
+
+
+class Failure(click.ClickException):
+    """One line with the remedy, exit code 1."""
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"order-ledger: {self.format_message()}", err=True)
+
+
+def _data_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--data",
+        metavar="DIR",
+        default=None,
+        help=f"Data folder (default {DEFAULT_DATA}, or ORDER_LEDGER_DATA).",
+    )(command)
+
+
+def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(version("order-ledger"), prog_name="order-ledger")
+def cli() -> None:
+    """Event-sourced order ledger and MetaTrader 5 gateway."""
+
+
+@cli.command()
+@_data_option
+@click.option(
+    "--nats-port", metavar="PORT", help="Preferred port of the bundled nats-server (NATS_PORT; 0 = any free)."
+)
+@click.option(
+    "--clickhouse-port", metavar="PORT", help="Preferred port of the read-only ClickHouse endpoint (0 = any)."
+)
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="LOG_LEVEL.")
+def serve(data: str | None, nats_port: str | None, clickhouse_port: str | None, log_level: str | None) -> None:
+    """Take orders until stopped. Without configuration everything it needs runs under the data folder."""
+    flags = {
+        "data": data,
+        "NATS_PORT": nats_port,
+        "CLICKHOUSE_HTTP_PORT": clickhouse_port,
+        "LOG_LEVEL": log_level,
+    }
+    settings = _settings(flags)
+    _set_up_logging(settings.log_level)
+    from gateway.app import serve as run
+
+    def say(line: str) -> None:
+        click.echo(line)
+        sys.stdout.flush()
+
+    with _failures():
+        asyncio.run(run(settings, say))
+    say("stopped")
+
+
+@cli.command()
+@click.argument("file", type=click.File("rb"))
+@_data_option
+@_json_option
+@click.option(
+    "--timeout", "timeout_s", type=float, default=30.0, show_default=True, help="Seconds to wait for the outcome."
+)
+def submit(file: Any, data: str | None, as_json: bool, timeout_s: float) -> None:
+    """Publish the order in FILE (- for standard input), wait for its outcome and print it.
+
+    Exit code 0 when the order was filled, 3 when it ended otherwise, 1 when there was no outcome.
+    """
+    from gateway.client import submit_order
+    from gateway.show import print_outcome
+
+    payload = file.read()
+    settings = _settings({"data": data})
+    with _failures():
+        outcome = asyncio.run(submit_order(settings, payload, timeout_s))
+    if as_json:
+        _print_json(outcome)
+    else:
+        print_outcome(outcome)
+    sys.exit(0 if outcome.get("event") in ("order.filled", "order.partially_filled") else 3)
+
+
+@cli.command()
+@click.argument("order_id")
+@_data_option
+@_json_option
+def history(order_id: str, data: str | None, as_json: bool) -> None:
+    """Every event of one order, as the ledger holds it."""
+    from gateway.show import history_of, print_history
+
+    settings = _settings({"data": data})
+    with _failures():
+        events = history_of(settings, order_id)
+    if not events:
+        raise Failure(f"no order {order_id!r} in this ledger: check the id, or name its data folder by --data")
+    if as_json:
+        _print_json(events)
+    else:
+        print_history(order_id, events)
+
+
+@cli.command()
+@click.argument("query")
+@_data_option
+@_json_option
+def sql(query: str, data: str | None, as_json: bool) -> None:
+    """Ask ClickHouse, read only: tables executions, order_events, positions.
+
+    A query with its own FORMAT is printed as ClickHouse answers it.
+    """
+    from gateway.client import running
+    from gateway.show import ask_http, print_answer
+
+    settings = _settings({"data": data})
+    found = running(settings)
+    asked = "JSONCompact"
+    with _failures():
+        if settings.clickhouse_url is not None:
+            user, password = settings.clickhouse_user, settings.clickhouse_password.reveal()
+            url = settings.clickhouse_url.reveal()
+            answer = ask_http(
+                url, query, database=settings.clickhouse_database, format=asked, user=user, password=password
+            )
+        elif found is not None and found.get("clickhouse_http"):
+            answer = ask_http(found["clickhouse_http"], query, database=found["clickhouse_database"], format=asked)
+        else:
+            answer = _ask_folder(settings, query, asked)
+        print_answer(answer, asked, as_json=as_json)
+
+
+@cli.command()
+@_data_option
+@_json_option
+def verify(data: str | None, as_json: bool) -> None:
+    """Check every event and seal of the ledger. Exit code 0 only if all of them hold."""
+    from gateway.show import print_verification, verify_ledger
+
+    settings = _settings({"data": data})
+    with _failures():
+        found = verify_ledger(settings, progress=not as_json)
+    if as_json:
+        _print_json(found)
+    else:
+        print_verification(found)
+    sys.exit(0 if found["ok"] else 2)
+
+
+@cli.command()
+@click.option("--keep", metavar="DIR", help="Keep the data in DIR (must be new or empty).")
+@_json_option
+def demo(keep: str | None, as_json: bool) -> None:
+    """See it work: some 20 orders through the whole service, in a temporary folder on free ports."""
+    from gateway.demo import run_demo
+
+    with _failures():
+        agreed = run_demo(Path(keep).absolute() if keep else None, as_json=as_json)
+    sys.exit(0 if agreed else 2)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        cli(standalone_mode=True)
+    except BrokenPipeError:
+        # The reader of our output is gone (`… | head`): nothing is left to say.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+@contextlib.contextmanager
+def _failures() -> Any:
+    """Turns what is expected to go wrong into one line."""
+    from gateway.broker import TerminalError
+    from gateway.bus import BusRefused
+    from gateway.client import NoAnswer
+    from gateway.embedded import StartFailed
+
+    try:
+        yield
+    except (StartFailed, LedgerError, BusRefused, TerminalError, ConfigurationError, NoAnswer) as error:
+        raise Failure(" ".join(str(error).split())) from None
+    except KeyboardInterrupt:
+        raise Failure("interrupted") from None
+
+
+def _settings(flags: dict[str, str | None]) -> Settings:
+    try:
+        return load(flags)
+    except ConfigurationError as error:
+        raise Failure("; ".join(str(error).splitlines())) from None
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE, default=str))
+
+
+def _set_up_logging(level: str) -> None:
+    """Readable lines on a terminal, JSON lines elsewhere; both on stderr."""
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer()
+        if sys.stderr.isatty()
+        else structlog.processors.JSONRenderer(serializer=lambda value, **_: orjson.dumps(value, default=str).decode())
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

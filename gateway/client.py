@@ -1,0 +1,131 @@
+"""A client of the running service: finds it, publishes an order, waits for what becomes of it."""
+
+import asyncio
+import contextlib
+from typing import Any, Final
+
+import msgspec
+import nats
+import nats.errors
+import nats.js.errors
+import orjson
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from gateway.config import Settings
+from ledger.values import subject_token
+
+CONNECT_S: Final = 5.0
+NEWS: Final = ("broker.fill.>", "broker.error.>", "broker.order.>")
+
+
+class NoAnswer(Exception):
+    """The service cannot be reached, or said nothing in time."""
+
+
+def running(settings: Settings) -> dict[str, Any] | None:
+    """What the service of this data folder wrote about itself, None when none runs."""
+    try:
+        found: dict[str, Any] = orjson.loads((settings.data / "run.json").read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return None
+    return found
+
+
+async def connect(settings: Settings) -> Client:
+    """A connection to the bus of the running service, or to NATS_URL. Raises NoAnswer."""
+    found = running(settings)
+    if settings.nats_url is not None:
+        servers = [one.strip() for one in settings.nats_url.reveal().split(",")]
+    elif found is not None:
+        servers = str(found["nats_url"]).split(",")
+    else:
+        raise NoAnswer(f"no service runs on {settings.data}: start `order-ledger serve`, or set NATS_URL")
+    try:
+        return await asyncio.wait_for(nats.connect(servers, allow_reconnect=False, error_cb=_quiet), CONNECT_S)
+    except (OSError, TimeoutError, nats.errors.Error) as error:
+        reason = str(error) or "no answer"
+        raise NoAnswer(f"cannot reach the service's message bus: {reason}. Does `order-ledger serve` run?") from None
+
+
+async def _quiet(_: Exception) -> None:
+    """The error is raised where it is waited for."""
+
+
+class News:
+    """Collects what the service says, by order id."""
+
+    def __init__(self, connection: Client) -> None:
+        self._connection = connection
+        self._all: list[tuple[str, dict[str, Any]]] = []
+        self._arrived = asyncio.Condition()
+
+    async def open(self) -> None:
+        for subject in NEWS:
+            await self._connection.subscribe(subject, cb=self._take)
+        await self._connection.flush()
+
+    async def _take(self, message: Msg) -> None:
+        with contextlib.suppress(orjson.JSONDecodeError):
+            async with self._arrived:
+                self._all.append((message.subject, orjson.loads(message.data)))
+                self._arrived.notify_all()
+
+    async def outcome(self, order_id: str | None, after: int, timeout_s: float) -> tuple[dict[str, Any], int]:
+        """The first final news behind index `after` about the order (None: about a message without one), and the
+        index behind it. Raises TimeoutError."""
+
+        def find() -> tuple[dict[str, Any], int] | None:
+            for index in range(after, len(self._all)):
+                subject, body = self._all[index]
+                named = body.get("order_id")
+                if (named == order_id or (order_id is None and not named)) and body.get("final"):
+                    return body | {"subject": subject}, index + 1
+            return None
+
+        async with self._arrived, asyncio.timeout(timeout_s):
+            while (found := find()) is None:
+                await self._arrived.wait()
+            return found
+
+
+def order_id_of(payload: bytes) -> tuple[str | None, str]:
+    """The order id and the symbol a payload names, as far as it can be read."""
+    try:
+        body = msgspec.json.decode(payload)
+    except msgspec.DecodeError:
+        return None, ""
+    if not isinstance(body, dict):
+        return None, ""
+    order_id, symbol = body.get("order_id"), body.get("symbol")
+    return (order_id if isinstance(order_id, str) else None), (symbol if isinstance(symbol, str) else "")
+
+
+async def publish(connection: Client, payload: bytes, timeout_s: float = 5.0) -> None:
+    """Publishes an order; returns when the stream of orders has it. Raises NoAnswer."""
+    _, symbol = order_id_of(payload)
+    try:
+        await connection.jetstream().publish(f"orders.submitted.{subject_token(symbol)}", payload, timeout=timeout_s)
+    except (nats.errors.Error, TimeoutError) as error:
+        reason = str(error) or type(error).__name__
+        raise NoAnswer(f"the order was not taken by the message bus: {reason}") from None
+
+
+async def submit_order(settings: Settings, payload: bytes, timeout_s: float) -> dict[str, Any]:
+    """Publishes the order and returns its outcome. Raises NoAnswer."""
+    order_id, _ = order_id_of(payload)
+    connection = await connect(settings)
+    try:
+        news = News(connection)
+        await news.open()
+        await publish(connection, payload)
+        try:
+            outcome, _ = await news.outcome(order_id, 0, timeout_s)
+        except TimeoutError:
+            what = f"order {order_id!r}" if order_id else "the message"
+            raise NoAnswer(
+                f"no outcome of {what} within {timeout_s:g} s; it is recorded: see `order-ledger history`"
+            ) from None
+        return outcome
+    finally:
+        await connection.close()

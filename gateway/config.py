@@ -1,0 +1,200 @@
+"""Settings: flags over environment over safe defaults, validated as one frozen value.
+
+Every problem is reported at once, with the name of the variable. Secrets come from the environment only and are
+kept in `Secret`, which prints as dots wherever it is formatted.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+import msgspec
+
+from ledger.plan import Policy
+
+DEFAULT_DATA: Final = "./.order-ledger"
+OFF: Final = "off"
+
+
+class ConfigurationError(Exception):
+    """One line per problem."""
+
+
+class Secret:
+    """A text that never shows itself. `reveal()` is called where it is used, and nowhere else."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        return self._text
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __repr__(self) -> str:
+        return "••••" if self._text else "(none)"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the service runs by. `None` for a part means: the embedded one."""
+
+    data: Path
+    mode: str = "embedded"
+    instance_id: str = "1"
+    log_level: str = "info"
+
+    nats_url: Secret | None = None
+    nats_port: int = 4222
+    ledger_url: Secret
+    kafka_brokers: str | None = None
+    clickhouse_url: Secret | None = None
+    clickhouse_database: str = "suho_analytics"
+    clickhouse_user: str = "default"
+    clickhouse_password: Secret = Secret("")
+    clickhouse_http_port: int = 8123
+
+    terminal: str = "simulated"
+    mt5_login: int = 0
+    mt5_server: str = ""
+    mt5_path: str = ""
+    mt5_password: Secret = Secret("")
+    simulated_seed: int = 1
+
+    policy: Policy = Policy()
+    call_deadline_s: float = 10.0
+    not_after_s: float = 2.0
+    server_timeout_s: float = 5.0
+    default_deviation_points: int = 20
+
+    @property
+    def settle_s(self) -> float:
+        """How long after the first complete probe an absence is proof: nothing can arrive any more."""
+        return self.not_after_s + self.call_deadline_s + self.server_timeout_s + 0.5
+
+
+def _number(kind: type, low: float, high: float) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise ValueError(f"must be a number, not {text[:40]!r}") from None
+        if not low <= value <= high:
+            raise ValueError(f"must be from {low:g} to {high:g}, not {text[:40]}")
+        return value
+
+    return read
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text.lower() not in allowed:
+            raise ValueError(f"must be one of {', '.join(allowed)}, not {text[:40]!r}")
+        return text.lower()
+
+    return read
+
+
+def _switch(text: str) -> bool:
+    return _one_of("true", "false", "1", "0", "on", "off")(text) in ("true", "1", "on")
+
+
+_port = _number(int, 0, 65535)
+_seconds = _number(float, 0, 86_400)
+
+# Environment variable -> (field, reader). The fields of Policy are reached by "policy.".
+VARIABLES: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
+    "MODE": ("mode", _one_of("embedded", "production")),
+    "INSTANCE_ID": ("instance_id", str),
+    "LOG_LEVEL": ("log_level", _one_of("debug", "info", "warning", "error")),
+    "NATS_URL": ("nats_url", Secret),
+    "NATS_PORT": ("nats_port", _port),
+    "LEDGER_URL": ("ledger_url", Secret),
+    "KAFKA_BROKERS": ("kafka_brokers", str),
+    "CLICKHOUSE_URL": ("clickhouse_url", Secret),
+    "CLICKHOUSE_DATABASE": ("clickhouse_database", str),
+    "CLICKHOUSE_USER": ("clickhouse_user", str),
+    "CLICKHOUSE_PASSWORD": ("clickhouse_password", Secret),
+    "CLICKHOUSE_HTTP_PORT": ("clickhouse_http_port", _port),
+    "TERMINAL": ("terminal", _one_of("simulated", "native", "mt5linux")),
+    "MT5_LOGIN": ("mt5_login", _number(int, 0, 2**63 - 1)),
+    "MT5_SERVER": ("mt5_server", str),
+    "MT5_PATH": ("mt5_path", str),
+    "MT5_PASSWORD": ("mt5_password", Secret),
+    "SIMULATED_SEED": ("simulated_seed", _number(int, 0, 2**63 - 1)),
+    "VALIDATE_BEFORE_SEND": ("policy.validate_before_send", _switch),
+    "MAX_ORDER_AGE_S": ("policy.max_order_age_s", _seconds),
+    "MAX_ORDER_LIFE_S": ("policy.max_order_life_s", _seconds),
+    "CALL_DEADLINE_S": ("call_deadline_s", _number(float, 0.1, 600)),
+    "NOT_AFTER_S": ("not_after_s", _number(float, 0.1, 2)),
+    "SERVER_TIMEOUT_S": ("server_timeout_s", _number(float, 0, 600)),
+}
+
+
+def load(flags: Mapping[str, str | None], env: Mapping[str, str] = os.environ) -> Settings:
+    """The settings of a command. `flags`: variable name (or `data`) → text, None where not given.
+
+    Raises ConfigurationError with one line per problem.
+    """
+    given = {name: text for name, text in env.items() if name in VARIABLES and text != ""}
+    given |= {name: text for name, text in flags.items() if name in VARIABLES and text is not None}
+    if "CLICKHOUSE_URL" not in given and env.get("CLICKHOUSE_HOST"):
+        given["CLICKHOUSE_URL"] = f"http://{env['CLICKHOUSE_HOST']}:{env.get('CLICKHOUSE_PORT') or '8123'}"
+    data = Path(flags.get("data") or env.get("ORDER_LEDGER_DATA") or DEFAULT_DATA).expanduser().absolute()
+    values: dict[str, Any] = {"data": data, "ledger_url": Secret(f"sqlite:///{data / 'ledger.db'}")}
+    policy: dict[str, Any] = {}
+    problems = []
+    for name, text in given.items():
+        field, read = VARIABLES[name]
+        try:
+            value = read(text)
+        except ValueError as error:
+            problems.append(f"{name} {error}")
+            continue
+        if field.startswith("policy."):
+            policy[field.removeprefix("policy.")] = value
+        else:
+            values[field] = value
+    settings = Settings(**values, policy=Policy(**policy))
+    problems.extend(_objections(settings))
+    if problems:
+        raise ConfigurationError("\n".join(problems))
+    return settings
+
+
+def _objections(settings: Settings) -> list[str]:
+    problems = []
+    if settings.terminal != "simulated":
+        if not settings.mt5_login:
+            problems.append(f"MT5_LOGIN is needed with TERMINAL={settings.terminal}")
+        if not settings.mt5_server:
+            problems.append(f"MT5_SERVER is needed with TERMINAL={settings.terminal}")
+    if settings.mode == "production":
+        named = {
+            "NATS_URL names the message bus": settings.nats_url is None,
+            "LEDGER_URL names the ledger": settings.ledger_url.reveal().startswith(f"sqlite:///{settings.data}"),
+            "KAFKA_BROKERS names the audit log (or off)": settings.kafka_brokers is None,
+            "CLICKHOUSE_URL names the projections (or off)": settings.clickhouse_url is None,
+            "TERMINAL names the broker's terminal": settings.terminal == "simulated",
+        }
+        problems.extend(f"MODE=production takes no stand-in: {what}" for what, missing in named.items() if missing)
+    return problems
+
+
+def safe_url(url: str) -> str:
+    """The URL without user, password and query, for people and logs."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.port:
+        host = f"{host}:{parts.port}"
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))

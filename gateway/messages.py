@@ -1,0 +1,263 @@
+"""What goes out on NATS: one message for each event that upstream is told of. Pure.
+
+Subjects: `broker.fill.{symbol}`, `broker.error.{symbol}`, `broker.order.{symbol}`, `broker.alert.{kind}`. Numbers are
+JSON numbers with exact digits, times ISO 8601 UTC with microseconds and `Z`; a field without a value is left out.
+"""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Final, NamedTuple
+
+import msgspec
+
+from gateway.retcodes import lookup
+from ledger.events import (
+    AnomalyDetected,
+    ConflictReceived,
+    DuplicateReceived,
+    Envelope,
+    Fill,
+    MessageRejected,
+    OrderFailed,
+    OrderFilled,
+    OrderPartiallyFilled,
+    OrderRefused,
+    OrderRejected,
+    OrderRequested,
+    OrderStale,
+    OutcomeResolved,
+    OutcomeUnknown,
+    Recorded,
+)
+from ledger.values import plain, subject_token
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The body of a message. `status` is the state seen upstream; `final` says that no other outcome follows.
+    `slippage` is a price, positive when it went against us; `slippage_points` the same in points."""
+
+    event: str
+    event_id: str
+    seq: int
+    stream_version: int
+    account: str
+    recorded_at: str
+    order_id: str = ""
+    symbol: str = ""
+    status: str = ""
+    final: bool | None = None
+    duplicate: bool | None = None
+    ticket: int | None = None
+    deal: int | None = None
+    position_id: int | None = None
+    side: str | None = None
+    volume: Decimal | None = None
+    price: Decimal | None = None
+    timestamp: str | None = None
+    commission: Decimal | None = None
+    swap: Decimal | None = None
+    fee: Decimal | None = None
+    profit: Decimal | None = None
+    remaining_volume: Decimal | None = None
+    requested_price: Decimal | None = None
+    slippage: Decimal | None = None
+    slippage_points: Decimal | None = None
+    broker_time: str | None = None
+    provisional: bool | None = None
+    retcode: int | None = None
+    retcode_name: str | None = None
+    description: str | None = None
+    advice: str | None = None
+    category: str | None = None
+    retriable: bool | None = None
+    reasons: tuple[str, ...] | None = None
+    attempts: int | None = None
+    correlation_id: str | None = None
+
+
+class Outgoing(NamedTuple):
+    subject: str
+    message: Message
+
+
+_encoder: Final = msgspec.json.Encoder(decimal_format="number")
+
+
+def encode(message: Message) -> bytes:
+    return _encoder.encode(message)
+
+
+def iso(when: datetime) -> str:
+    """ISO 8601 in UTC, always with microseconds."""
+    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def outgoing(recorded: Recorded, envelope: Envelope) -> Outgoing | None:
+    """The message of an event, None when upstream is not told of it. A duplicate's answer is `repeated`."""
+    event = envelope.data
+    order_id = recorded.stream.removeprefix("order/") if recorded.stream.startswith("order/") else ""
+    base = {
+        "event": recorded.topic,
+        "event_id": envelope.event_id,
+        "seq": envelope.seq,
+        "stream_version": recorded.version,
+        "account": envelope.account,
+        "recorded_at": iso(envelope.recorded_at),
+        "order_id": order_id,
+        "correlation_id": envelope.correlation_id or None,
+    }
+
+    def made(kind: str, symbol: str, **fields: object) -> Outgoing:
+        message = Message(**(base | {"symbol": symbol} | fields))  # type: ignore[arg-type]  # one builder for all kinds
+        return Outgoing(f"broker.{kind}.{subject_token(symbol)}", message)
+
+    match event:
+        case OrderFilled() | OrderPartiallyFilled():
+            return made("fill", event.symbol, **_fill_fields(event, envelope))
+        case OrderRequested() if event.accepted and event.request is not None:
+            request = event.request
+            return made(
+                "order",
+                event.symbol,
+                status="PENDING",
+                final=False,
+                side=request.side or None,
+                volume=request.volume,
+                requested_price=request.price,
+            )
+        case OrderRefused():
+            return made(
+                "error",
+                event.symbol,
+                status="REJECTED",
+                final=True,
+                category=event.category,
+                retriable=False,
+                reasons=event.reasons,
+                description="; ".join(event.reasons),
+            )
+        case OrderStale():
+            limit = f"more than {event.limit_s} s" if event.limit_s else "past its valid_until"
+            return made(
+                "error",
+                event.symbol,
+                status="FAILED",
+                final=True,
+                category="stale",
+                retriable=False,
+                description=f"not sent: {event.age_s} s old, {limit}",
+            )
+        case ConflictReceived():
+            return made(
+                "error",
+                event.symbol,
+                final=True,
+                category="conflict",
+                retriable=False,
+                reasons=event.reasons or None,
+                description="this order_id is taken by an order with other content; the first one stands",
+            )
+        case OrderRejected():
+            return made(
+                "error",
+                event.symbol,
+                status="REJECTED",
+                final=True,
+                category=event.category,
+                retriable=event.retriable,
+                retcode=event.retcode,
+                retcode_name=event.retcode_name,
+                description=event.description,
+                advice=event.advice or None,
+                attempts=event.attempts,
+            )
+        case OrderFailed():
+            return made(
+                "error",
+                event.symbol,
+                status="FAILED",
+                final=True,
+                category=event.category,
+                retriable=event.retriable,
+                description=event.reason,
+                attempts=event.attempts,
+            )
+        case OutcomeUnknown():
+            return made(
+                "order",
+                event.symbol,
+                status="SUBMITTED",
+                final=False,
+                category="unknown",
+                description=event.reason,
+                attempts=event.attempt,
+                retcode=event.code or None,
+                retcode_name=lookup(event.code).name if event.code > 0 else None,
+            )
+        case OutcomeResolved():
+            return made("order", event.symbol, final=False, description=f"{event.resolution}: {event.evidence}")
+        case MessageRejected():
+            return made(
+                "error",
+                event.symbol,
+                **({"order_id": event.order_id} if event.order_id else {}),
+                final=True,
+                category="malformed",
+                retriable=False,
+                reasons=event.reasons,
+                description="; ".join(event.reasons),
+            )
+        case AnomalyDetected():
+            return Outgoing(
+                "broker.alert.anomaly",
+                Message(**(base | {"symbol": event.symbol, "description": f"{event.kind}: {event.detail}"})),  # type: ignore[arg-type]
+            )
+        case _:
+            return None
+
+
+def repeated(recorded: Recorded, envelope: Envelope, standing: Outgoing | None) -> Outgoing | None:
+    """The answer to a duplicate: the standing outcome again, on its subject, under the duplicate's own event id."""
+    if not isinstance(envelope.data, DuplicateReceived) or standing is None:
+        return None
+    message = msgspec.structs.replace(
+        standing.message,
+        duplicate=True,
+        event_id=envelope.event_id,
+        seq=envelope.seq,
+        stream_version=recorded.version,
+        recorded_at=iso(envelope.recorded_at),
+    )
+    return Outgoing(standing.subject, message)
+
+
+def _fill_fields(fill: Fill, envelope: Envelope) -> dict[str, object]:
+    fields: dict[str, object] = {
+        "status": "PARTIALLY_FILLED" if fill.remaining_volume else "FILLED",
+        "final": not fill.remaining_volume,
+        "ticket": fill.order_ticket,
+        "deal": fill.deal,
+        "position_id": fill.position_id,
+        "side": fill.side,
+        "volume": fill.volume,
+        "price": fill.price,
+        "timestamp": iso(fill.broker_time or envelope.recorded_at),
+        "commission": fill.commission,
+        "swap": fill.swap,
+        "fee": fill.fee,
+        "profit": fill.profit,
+        "remaining_volume": fill.remaining_volume,
+        "requested_price": fill.requested_price,
+        "retcode": fill.retcode or None,
+        "retcode_name": fill.retcode_name or None,
+        "attempts": fill.attempts,
+        "provisional": fill.provisional or None,
+    }
+    if fill.broker_time is not None:
+        fields["broker_time"] = iso(fill.broker_time)
+    if fill.requested_price:
+        against = fill.price - fill.requested_price if fill.side == "buy" else fill.requested_price - fill.price
+        fields["slippage"] = plain(against)
+        if fill.point:
+            fields["slippage_points"] = plain(against / fill.point)
+    return fields

@@ -1,0 +1,216 @@
+"""News out: the NATS sink, one more follower of the ledger.
+
+Every message goes to JetStream, into one stream with the subjects listed, chained by the expected last sequence, so
+that two outboxes cannot interleave. NATS is never refilled with history: the position is in a KV bucket of this
+ledger and in the header of every message; when neither is there, it starts at the head of the ledger and says so.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+import msgspec
+import nats.errors
+import nats.js.errors
+import structlog
+from nats.aio.client import Client
+from nats.js.api import KeyValueConfig, PubAck, StorageType, StreamConfig
+from nats.js.kv import KeyValue
+
+from gateway.messages import Outgoing, encode, outgoing, repeated
+from ledger.events import BatchSealed, DuplicateReceived, Envelope, Recorded, decode
+from ledger.store import EventSource, EventStore
+
+log = structlog.get_logger()
+
+SUBJECTS: Final = ("broker.fill.>", "broker.error.>", "broker.order.>", "broker.alert.>")
+POSITION: Final = "Ledger-Position"
+SEQ: Final = "Ledger-Seq"
+ACK_S: Final = 5.0
+CURSOR_EVERY_S: Final = 1.0
+WINDOW: Final = 500
+_CURSOR: Final = "outbox"
+
+
+class Position(msgspec.Struct, frozen=True):
+    """The last seal all of whose messages are out."""
+
+    seq: int
+    digest: str
+
+
+class Sealed(Protocol):
+    """Consecutive events that end at a seal, as the follower hands them over."""
+
+    @property
+    def records(self) -> Sequence[Recorded]: ...
+    @property
+    def envelopes(self) -> list[Envelope]: ...
+
+
+class OutboxUnavailable(ConnectionError):
+    """NATS does not take messages now; the batch is offered again."""
+
+
+class Outbox:
+    """The sink that publishes. Offered a batch again, it skips what the stream already holds."""
+
+    name = "nats"
+
+    def __init__(
+        self,
+        connection: Client,
+        store: EventStore,
+        source: EventSource,
+        ledger_id: str,
+        login: int,
+        *,
+        new_ledger: bool,
+    ) -> None:
+        self._connection, self._store, self._source = connection, store, source
+        self._stream, self._bucket = f"BROKER-{login}", f"order-ledger-{ledger_id}"
+        self._js = connection.jetstream()
+        self._new_ledger = new_ledger
+        self._kv: KeyValue | None = None
+        self._last_sequence = 0
+        self._published = 0
+        self._position = Position(0, "")
+        self._cursor_at = 0.0
+        self._standing: OrderedDict[tuple[str, int], Outgoing | None] = OrderedDict()
+
+    async def open(self) -> None:
+        try:
+            await self._open()
+        except (nats.errors.Error, TimeoutError) as error:
+            raise OutboxUnavailable(f"NATS: {str(error) or type(error).__name__}") from error
+
+    async def position(self) -> Position | None:
+        """Where to continue; in an empty NATS the head of the ledger."""
+        try:
+            found = await self._find_position()
+        except (nats.errors.Error, TimeoutError) as error:
+            raise OutboxUnavailable(f"NATS: {str(error) or type(error).__name__}") from error
+        if found is None:
+            head = await self._source.head()
+            seal = await self._source.at(head) if head else None
+            data = decode(seal).data if seal else None
+            if not isinstance(data, BatchSealed):
+                return None
+            found = Position(head, data.digest)
+            if not self._new_ledger:
+                log.warning("NATS holds no position of this ledger: earlier news is not published again", head=head)
+            self._position = found
+            # Kept at once: what is committed from here on must go out, also if this process ends before its first news.
+            await self.close()
+        self._position = found
+        return found if found.seq else None
+
+    async def write(self, batch: Sealed) -> None:
+        try:
+            await self._write(batch)
+        except (nats.errors.Error, TimeoutError) as error:
+            raise OutboxUnavailable(f"NATS: {str(error) or type(error).__name__}") from error
+
+    async def close(self) -> None:
+        with contextlib.suppress(nats.errors.Error, TimeoutError):
+            await self._save_cursor()
+
+    async def _open(self) -> None:
+        try:
+            await self._js.stream_info(self._stream)
+        except nats.js.errors.NotFoundError:
+            await self._js.add_stream(
+                StreamConfig(name=self._stream, subjects=list(SUBJECTS), storage=StorageType.FILE, max_age=7 * 86_400)
+            )
+        try:
+            self._kv = await self._js.key_value(self._bucket)
+        except nats.js.errors.NotFoundError:
+            self._kv = await self._js.create_key_value(KeyValueConfig(bucket=self._bucket, history=1))
+
+    async def _find_position(self) -> Position | None:
+        info = await self._js.stream_info(self._stream)
+        self._last_sequence = info.state.last_seq
+        self._published = 0
+        cursor: Position | None = None
+        assert self._kv is not None
+        with contextlib.suppress(nats.js.errors.KeyNotFoundError):
+            entry = await self._kv.get(_CURSOR)
+            if entry.value:
+                cursor = msgspec.json.decode(entry.value, type=Position)
+        if not info.state.messages:
+            return cursor
+        try:
+            last = await self._js.get_msg(self._stream, seq=self._last_sequence)
+        except nats.js.errors.NotFoundError:
+            return cursor
+        headers = last.headers or {}
+        if POSITION not in headers or not headers.get("Nats-Msg-Id", "").startswith(self._bucket[13:]):
+            return cursor
+        seq, digest = headers[POSITION].split(" ")
+        self._published = int(headers[SEQ])
+        behind = Position(int(seq), digest)
+        return cursor if cursor is not None and cursor.seq >= behind.seq else behind
+
+    async def _write(self, batch: Sealed) -> None:
+        position = f"{self._position.seq} {self._position.digest}"
+        waiting: list[tuple[int, asyncio.Future[PubAck]]] = []
+        for recorded, envelope in zip(batch.records, batch.envelopes, strict=True):
+            if recorded.seq <= self._published:
+                continue
+            made = await self._message(recorded, envelope)
+            if made is None:
+                continue
+            headers = {
+                "Nats-Msg-Id": envelope.event_id,
+                "Nats-Expected-Last-Sequence": str(self._last_sequence + len(waiting)),
+                SEQ: str(recorded.seq),
+                POSITION: position,
+            }
+            if envelope.source is not None and envelope.source.traceparent:
+                headers["traceparent"] = envelope.source.traceparent
+            future = await self._js.publish_async(made.subject, encode(made.message), headers=headers, wait_stall=ACK_S)
+            waiting.append((recorded.seq, future))
+            if len(waiting) >= WINDOW:
+                await self._settle(waiting)
+        await self._settle(waiting)
+        data = batch.envelopes[-1].data
+        assert isinstance(data, BatchSealed)
+        self._position = Position(batch.records[-1].seq, data.digest)
+        if time.monotonic() - self._cursor_at > CURSOR_EVERY_S:
+            await self._save_cursor()
+
+    async def _settle(self, waiting: "list[tuple[int, asyncio.Future[PubAck]]]") -> None:
+        """Waits for the acknowledgements, in order. A failure leaves the count at the last that is certain."""
+        try:
+            async with asyncio.timeout(ACK_S):
+                for seq, future in waiting:
+                    ack = await future
+                    self._last_sequence = ack.seq
+                    self._published = seq
+        finally:
+            for _, future in waiting:
+                if not future.done():
+                    future.cancel()
+                elif not future.cancelled():
+                    future.exception()
+            waiting.clear()
+
+    async def _save_cursor(self) -> None:
+        if self._kv is not None and self._position.seq:
+            await self._kv.put(_CURSOR, msgspec.json.encode(self._position))
+            self._cursor_at = time.monotonic()
+
+    async def _message(self, recorded: Recorded, envelope: Envelope) -> Outgoing | None:
+        event = envelope.data
+        if not isinstance(event, DuplicateReceived):
+            return outgoing(recorded, envelope)
+        key = (recorded.stream, event.standing_version)
+        if key not in self._standing:
+            found = await asyncio.to_thread(self._store.stream, recorded.stream, event.standing_version - 1)
+            self._standing[key] = outgoing(found[0], decode(found[0])) if found else None
+            while len(self._standing) > 1_000:
+                self._standing.popitem(last=False)
+        return repeated(recorded, envelope, self._standing[key])

@@ -1,0 +1,317 @@
+"""What people see of a ledger on the command line: an order's story, an outcome, a verification, a table."""
+
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from base64 import b64encode
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+import orjson
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from gateway.client import NoAnswer, running
+from gateway.config import Settings
+from ledger.errors import LedgerError
+from ledger.events import (
+    AnomalyDetected,
+    BrokerAnswered,
+    ConflictReceived,
+    DuplicateReceived,
+    Event,
+    Fill,
+    OrderChecked,
+    OrderFailed,
+    OrderRefused,
+    OrderRejected,
+    OrderRequested,
+    OrderStale,
+    OutcomeProbed,
+    OutcomeResolved,
+    OutcomeUnknown,
+    Recorded,
+    SendAbandoned,
+    SendStarted,
+    decode,
+    order_stream,
+)
+from ledger.seal import Verification, verify
+from ledger.store import EventStore, open_store
+from ledger.values import Refused, parse_order_id
+
+SQL_TIMEOUT_S: Final = 60.0
+
+
+def console() -> Console:
+    return Console(highlight=False, soft_wrap=False)
+
+
+def open_ledger(settings: Settings) -> EventStore:
+    """The ledger of the service that runs on this data folder, else the one the settings name; read only."""
+    url = settings.ledger_url.reveal()
+    found = running(settings)
+    if found is not None and url == f"sqlite:///{settings.data / 'ledger.db'}":
+        url = str(found["ledger_url"])
+    return open_store(url, readonly=True)
+
+
+# --- history ----------------------------------------------------------------------------------------------------
+
+
+def history_of(settings: Settings, order_id: str) -> list[dict[str, Any]]:
+    """The events of an order as stored, oldest first, with stream, version and topic; none for an unknown order."""
+    try:
+        parse_order_id(order_id)
+    except Refused as refused:
+        raise LedgerError(str(refused)) from None
+    store = open_ledger(settings)
+    try:
+        found = store.stream(order_stream(order_id))
+    finally:
+        store.close()
+    return [_whole(recorded) for recorded in found]
+
+
+def _whole(recorded: Recorded) -> dict[str, Any]:
+    stored: dict[str, Any] = orjson.loads(recorded.state)
+    return {
+        "stream": recorded.stream,
+        "version": recorded.version,
+        "topic": recorded.topic,
+        "told": describe(decode(recorded).data),
+    } | stored
+
+
+def print_history(order_id: str, events: list[dict[str, Any]]) -> None:
+    table = Table(title=f"order {escape(order_id)}", title_justify="left", box=None, pad_edge=False)
+    table.add_column("seq", justify="right", style="dim")
+    table.add_column("recorded at (UTC)")
+    table.add_column("+ms", justify="right", style="dim")
+    table.add_column("event", style="bold")
+    table.add_column("what")
+    first = None
+    for event in events:
+        at = datetime.fromisoformat(event["recorded_at"])
+        first = first or at
+        table.add_row(
+            str(event["seq"]),
+            f"{at:%Y-%m-%d %H:%M:%S.%f}",
+            f"{(at - first).total_seconds() * 1e3:.1f}",
+            event["topic"].removeprefix("order."),
+            escape(event["told"]),
+        )
+    console().print(table)
+
+
+def describe(event: Event) -> str:
+    """An event in a few words."""
+    match event:
+        case OrderRequested(request=None):
+            return f"a message of {event.raw.size} bytes that could not be read as an order"
+        case OrderRequested(request=request) if request is not None:
+            told = f"{request.order_type} {request.volume} {request.symbol}"
+            parts = [
+                f"{name} {value}" for name in ("price", "sl", "tp") if (value := getattr(request, name)) is not None
+            ]
+            return " ".join([told, *parts])
+        case OrderRefused():
+            return f"{event.category}: {'; '.join(event.reasons)}"
+        case OrderStale():
+            return f"{event.age_s} s old, limit {event.limit_s} s"
+        case OrderChecked(passed=True):
+            return f"order_check passed, margin {event.result.margin if event.result else '?'}"
+        case OrderChecked():
+            return f"order_check did not pass: {event.problem or event.retcode_name}"
+        case SendStarted(request=request):
+            return f"attempt {event.attempt}, magic {request.magic}, comment {request.comment}"
+        case BrokerAnswered(result=result):
+            deal = f", order {result.order}, deal {result.deal}" if result.order else ""
+            return f"{result.retcode} {event.retcode_name} ({event.verdict}){deal}, {event.latency_s * 1000:.1f} ms"
+        case SendAbandoned():
+            return f"attempt {event.attempt} did not reach the broker: {event.reason}"
+        case OutcomeUnknown():
+            return f"attempt {event.attempt}: {event.reason}"
+        case OutcomeProbed():
+            seen = "traces found" if event.found else "nothing found"
+            return f"attempt {event.attempt}: {seen}{'' if event.complete else ', incomplete'} {event.reason}"
+        case OutcomeResolved():
+            return f"{event.resolution} by {event.by}: {event.evidence}"
+        case Fill():
+            costs = f", commission {event.commission}" if event.commission else ""
+            left = f", {event.remaining_volume} left" if event.remaining_volume else ""
+            return (
+                f"{event.side} {event.volume} {event.symbol} at {event.price}, deal {event.deal}, "
+                f"position {event.position_id}{costs}{left}"
+            )
+        case OrderRejected():
+            return f"{event.retcode} {event.retcode_name} ({event.category}): {event.description}"
+        case OrderFailed():
+            return f"{event.category}: {event.reason}"
+        case DuplicateReceived():
+            return f"repetition {event.number}; the order is {event.status}"
+        case ConflictReceived():
+            return "the same order_id with other content: refused"
+        case AnomalyDetected():
+            return f"{event.kind}: {event.detail}"
+        case _:
+            return ""
+
+
+# --- outcome ----------------------------------------------------------------------------------------------------
+
+
+def print_outcome(outcome: dict[str, Any]) -> None:
+    told = outcome_line(outcome)
+    style = "green" if outcome.get("event") in ("order.filled", "order.partially_filled") else "red"
+    console().print(f"[{style}]{escape(told)}[/]")
+
+
+def outcome_line(outcome: dict[str, Any]) -> str:
+    """One line: what became of the order."""
+    name = outcome.get("order_id") or "message"
+    again = " (again: a duplicate)" if outcome.get("duplicate") else ""
+    if "price" in outcome and "deal" in outcome:
+        return (
+            f"{name}: {str(outcome.get('status', '')).lower()}{again}: {outcome.get('side')} {outcome.get('volume')} "
+            f"{outcome.get('symbol')} at {outcome.get('price')}, deal {outcome.get('deal')}, "
+            f"position {outcome.get('position_id')}, commission {outcome.get('commission')}"
+        )
+    retcode = f"{outcome['retcode']} {outcome.get('retcode_name', '')}: " if outcome.get("retcode") else ""
+    return f"{name}: {outcome.get('category')}{again}: {retcode}{outcome.get('description', '')}"
+
+
+# --- sql --------------------------------------------------------------------------------------------------------
+
+
+class Answer(msgspec.Struct):
+    """What ClickHouse answered: the bytes and the format they are in."""
+
+    body: bytes
+    format: str
+
+
+def ask_http(url: str, query: str, *, database: str, format: str, user: str = "", password: str = "") -> Answer:
+    """One query over ClickHouse's HTTP interface. Raises NoAnswer with the server's own words."""
+    parameters = urllib.parse.urlencode({"database": database, "default_format": format})
+    request = urllib.request.Request(f"{url.rstrip('/')}/?{parameters}", data=query.encode())  # noqa: S310
+    if user and password:
+        request.add_header("Authorization", "Basic " + b64encode(f"{user}:{password}".encode()).decode())
+    try:
+        with urllib.request.urlopen(request, timeout=SQL_TIMEOUT_S) as response:  # noqa: S310
+            return Answer(response.read(), response.headers.get("X-ClickHouse-Format") or format)
+    except urllib.error.HTTPError as error:
+        raise NoAnswer(error.read().decode(errors="replace").strip()) from None
+    except (urllib.error.URLError, TimeoutError, OSError) as error:
+        raise NoAnswer(f"ClickHouse does not answer at {url}: {error}. Does `order-ledger serve` run?") from None
+
+
+def print_answer(answer: Answer, asked_format: str, *, as_json: bool) -> None:
+    """A table, JSON, or the bytes as they came when the query had a format of its own."""
+    out = console()
+    if answer.format != asked_format:
+        out.file.write(answer.body.decode(errors="replace"))
+        return
+    found = orjson.loads(answer.body) if answer.body else {"meta": [], "data": []}
+    names = [column["name"] for column in found["meta"]]
+    if as_json:
+        rows = [dict(zip(names, row, strict=True)) for row in found["data"]]
+        out.file.write(orjson.dumps(rows, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
+        return
+    out.print(rows_table(found))
+
+
+def rows_table(found: dict[str, Any], title: str = "") -> Table:
+    """A table of ClickHouse's JSONCompact."""
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    for column in found["meta"]:
+        numeric = any(kind in column["type"] for kind in ("Int", "Decimal", "Float"))
+        table.add_column(escape(column["name"]), justify="right" if numeric else "left", overflow="fold")
+    for row in found["data"]:
+        table.add_row(*("" if value is None else escape(str(value)) for value in row))
+    return table
+
+
+# --- verify -----------------------------------------------------------------------------------------------------
+
+
+def verify_ledger(settings: Settings, *, progress: bool) -> dict[str, Any]:
+    """Checks every event and seal of the ledger, with a progress bar where asked for."""
+    store = open_ledger(settings)
+    began = time.perf_counter()
+    try:
+        head = store.head()
+        total = head.seq if head else 0
+        # A running service appends meanwhile: what is checked ends at the seal that was the head when it began.
+        records = (one for one in store.scan() if one.seq <= total) if total else store.scan()
+        with progress_bar("verifying", total, shown=progress) as advance:
+            found = verify(advance(records))
+    finally:
+        store.close()
+    took_s = max(time.perf_counter() - began, 1e-9)
+    if found.ok and found.last_seq == 0:
+        raise LedgerError(f"the ledger {store.name} is empty: nothing to verify")
+    return verification_dict(found) | {
+        "ledger": store.name,
+        "seconds": round(took_s, 3),
+        "events_per_s": round(found.events / took_s),
+    }
+
+
+def verification_dict(found: Verification) -> dict[str, Any]:
+    return {"ok": found.ok} | msgspec.structs.asdict(found)
+
+
+def print_verification(found: dict[str, Any]) -> None:
+    out = console()
+    if found["ok"]:
+        out.print(
+            f"[green]sound[/]: {found['events']} events under {found['seals']} seals, "
+            f"checked in {found['seconds']} s ({found['events_per_s']} events/s)"
+        )
+        out.print(f"head {found['head']}", style="dim")
+        return
+    out.print(f"[red]NOT SOUND[/] from event {found['first_bad_seq']} on: {escape(found['problem'])}")
+    out.print(f"{found['events']} events before it hold. Keep the file, and compare it with a backup or the audit log.")
+
+
+class progress_bar:
+    """`with progress_bar("verifying", n) as advance: consume(advance(items))`; shown on a terminal's stderr."""
+
+    def __init__(self, what: str, total: int, *, shown: bool = True) -> None:
+        out = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=out,
+            transient=True,
+            disable=not (shown and out.is_terminal),
+        )
+        self._task = self._bar.add_task(what, total=total)
+
+    def __enter__(self) -> "progress_bar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, items: Any) -> Iterator[Any]:
+        waiting = 0
+        for item in items:
+            yield item
+            waiting += 1
+            if waiting == 500:
+                self._bar.advance(self._task, waiting)
+                waiting = 0
+        self._bar.advance(self._task, waiting)
+
+    def step(self, done: int = 1) -> None:
+        self._bar.advance(self._task, done)

@@ -1,0 +1,223 @@
+"""Between a terminal and its broker: command numbers, frames, the broker's address, finding or starting it.
+
+A frame is a u32 little-endian length and a msgpack array: `[command, arguments]` one way, `[command, status, value]`
+back, where status is 1 or the `last_error` code the call fails with. TCP on 127.0.0.1, and a Unix socket where there
+are such; the token in `broker.json` (mode 0600) keeps other users of the machine out.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from filelock import FileLock, Timeout
+
+from gateway.processes import child_environment
+
+HELLO: Final = 1
+LOGIN: Final = 2
+STOP: Final = 3
+MOVE_PRICE: Final = 4
+ACCOUNT: Final = 10
+SYMBOLS: Final = 11
+SYMBOL: Final = 12
+TICK: Final = 13
+TOTALS: Final = 14
+ORDERS: Final = 20
+POSITIONS: Final = 21
+HISTORY_ORDERS: Final = 22
+HISTORY_DEALS: Final = 23
+CALC_MARGIN: Final = 30
+CALC_PROFIT: Final = 31
+ORDER_CHECK: Final = 160  # the package's own numbers for these two
+ORDER_SEND: Final = 161
+
+OK: Final = 1
+MAX_FRAME: Final = 256 * 1024 * 1024
+START_TIMEOUT_S: Final = 15.0
+_START_ATTEMPTS: Final = 3
+
+# Kept so that a broker which ends before this process is reaped.
+_started: "Final[list[subprocess.Popen[bytes]]]" = []
+
+encode = msgspec.msgpack.Encoder().encode
+decode = msgspec.msgpack.Decoder().decode
+
+
+class Address(msgspec.Struct, frozen=True):
+    """The content of broker.json. `token` admits a client."""
+
+    port: int
+    token: str
+    pid: int
+    path: str = ""  # of a Unix socket, twice as fast as TCP, where the system has them
+
+    def __repr__(self) -> str:
+        return f"Address(port={self.port}, pid={self.pid})"
+
+
+class BrokerUnreachable(Exception):
+    """No broker answered, or none could be started."""
+
+
+class LinkBroken(Exception):
+    """The connection failed. `sent` is False when the request did not go out completely."""
+
+    def __init__(self, text: str, *, sent: bool) -> None:
+        super().__init__(text)
+        self.sent = sent
+
+
+class Link:
+    """One blocking connection: a call is a request and its reply."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self._buffer = bytearray()
+
+    def call(self, command: int, arguments: Any = None) -> tuple[int, Any]:
+        """Status and value. Raises LinkBroken, also when the reply belongs to another command."""
+        payload = encode((command, arguments))
+        try:
+            self.socket.sendall(len(payload).to_bytes(4, "little") + payload)
+        except OSError as error:
+            raise LinkBroken(str(error), sent=False) from None
+        try:
+            answered, status, value = decode(self._receive())
+        except (OSError, EOFError, ValueError, TypeError) as error:
+            raise LinkBroken(str(error), sent=True) from None
+        if answered != command:
+            raise LinkBroken(f"reply to command {answered}, not {command}", sent=True)
+        return status, value
+
+    def _receive(self) -> bytes:
+        buffer = self._buffer
+        while len(buffer) < 4 or len(buffer) < 4 + int.from_bytes(buffer[:4], "little"):
+            chunk = self.socket.recv(1 << 18)
+            if not chunk:
+                raise EOFError("the broker closed the connection")
+            buffer += chunk
+        needed = 4 + int.from_bytes(buffer[:4], "little")
+        frame = bytes(buffer[4:needed])
+        del buffer[:needed]
+        return frame
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def address_path(folder: Path) -> Path:
+    return folder / "broker.json"
+
+
+def socket_path(folder: Path) -> str:
+    """Of the broker's Unix socket, or "" where there are none or the name would be too long for one."""
+    path = str(folder.resolve() / "broker.sock")
+    return path if hasattr(socket, "AF_UNIX") and len(os.fsencode(path)) < 100 else ""
+
+
+def read_address(folder: Path) -> Address | None:
+    try:
+        return msgspec.json.decode(address_path(folder).read_bytes(), type=Address)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def try_connect(folder: Path, timeout_s: float = 1.0) -> Link | None:
+    """A link to the folder's running broker, or None. Whoever else has taken its old port does not know the token."""
+    address = read_address(folder)
+    if address is None:
+        return None
+    try:
+        sock = _open(address, timeout_s)
+    except OSError:
+        return None
+    link = Link(sock)
+    try:
+        status, pid = link.call(HELLO, address.token)
+    except LinkBroken:
+        link.close()
+        return None
+    if status != OK or pid != address.pid:
+        link.close()
+        return None
+    sock.settimeout(None)
+    return link
+
+
+def _open(address: Address, timeout_s: float) -> socket.socket:
+    if address.path and hasattr(socket, "AF_UNIX"):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(timeout_s)
+        try:
+            sock.connect(address.path)
+        except OSError:
+            sock.close()
+        else:
+            return sock
+    sock = socket.create_connection(("127.0.0.1", address.port), timeout=timeout_s)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def ensure_broker(folder: Path, seed: int = 1, *, options: tuple[str, ...] = ()) -> Link:
+    """A link to the folder's broker, which is started if none runs. `seed` and `options` (arguments of
+    `gateway.simulated.broker`) count only when the folder is new. Raises BrokerUnreachable.
+
+    Any number of processes may call this at once: one of them starts the broker, the others wait for it.
+    """
+    if link := try_connect(folder):
+        return link
+    folder.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    try:
+        with FileLock(folder / "start.lock", timeout=START_TIMEOUT_S, poll_interval=0.01, fallback_to_soft=False):
+            for _ in range(_START_ATTEMPTS):
+                if link := try_connect(folder):
+                    return link
+                process = _start(folder, seed, options)
+                while process.poll() is None and time.monotonic() < deadline:
+                    if link := try_connect(folder):
+                        return link
+                    time.sleep(0.005)
+    except Timeout:
+        pass
+    raise BrokerUnreachable(f"no simulated broker could be started in {folder}: see broker.log there")
+
+
+def stop_broker(folder: Path) -> None:
+    """Ends the folder's broker, if one runs, and returns when it has. Its state stays."""
+    link = try_connect(folder)
+    if link is not None:
+        try:
+            link.call(STOP)
+        finally:
+            link.close()
+    if (folder / "broker.lock").exists():
+        with FileLock(folder / "broker.lock", timeout=START_TIMEOUT_S, poll_interval=0.01, fallback_to_soft=False):
+            pass
+    _reap()
+
+
+def _reap() -> None:
+    _started[:] = [process for process in _started if process.poll() is None]
+
+
+def _start(folder: Path, seed: int, options: tuple[str, ...]) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "gateway.simulated.broker", "--dir", str(folder), "--seed", str(seed), *options]
+    _reap()
+    with open(folder / "broker.log", "ab") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            env=child_environment(),
+            start_new_session=True,
+        )
+    _started.append(process)
+    return process

@@ -1,0 +1,1 @@
+"""What is derived from the ledger and can be deleted and rebuilt. Imports `ledger` only."""

@@ -1,0 +1,174 @@
+"""The audit log without Kafka: append-only files, one line per record, in the form the record has in Kafka.
+
+Files are named by their first event and its day and change with the day and at a size; both are judged at each
+commit, by the ledger alone, so that a rebuild writes the same files. A batch is on the disk when `write` returns.
+Whatever stands behind the last complete seal is a torn write and is cut off before anything is added.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+
+from ledger.events import Recorded
+from ledger.seal import batches
+from projections.follower import SEALED, Batch, Position, SinkRefused
+from projections.records import AuditRecord, audit_record, position_of, recorded_from
+
+T = TypeVar("T")
+FILE_BYTES: Final = 64 * 1024 * 1024
+_TAIL: Final = 256 * 1024
+_SEAL_MARK: Final = f'"topic":"{SEALED}"'.encode()
+_decoder = msgspec.json.Decoder(AuditRecord)
+_encoder = msgspec.json.Encoder()
+
+
+class AuditFilesSink:
+    """Writes to `folder`; `file_bytes` is the size at which a file is followed by the next."""
+
+    name = "audit"
+
+    def __init__(self, folder: Path, *, file_bytes: int = FILE_BYTES) -> None:
+        self._folder, self._limit = folder, file_bytes
+        self._file: Path | None = None
+        self._size = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="audit")
+
+    async def open(self) -> None:
+        await self._call(lambda: self._folder.mkdir(parents=True, exist_ok=True, mode=0o700))
+
+    async def position(self) -> Position | None:
+        return await self._call(self._recover)
+
+    async def write(self, batch: Batch) -> None:
+        await self._call(lambda: self._append(batch.records))
+
+    async def close(self) -> None:
+        self._thread.shutdown(wait=False)
+
+    async def _call(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _recover(self) -> Position | None:
+        """Cuts off what is torn and finds the last seal, from the end of the last file."""
+        self._file = None
+        for path in reversed(files(self._folder)):
+            found = _last_seal(path)
+            if found is None:
+                # Nothing in it was ever complete; its events are written again under the same name.
+                path.unlink()
+                _sync_folder(self._folder)
+                continue
+            end, seal = found
+            with path.open("r+b") as file:
+                if file.seek(0, os.SEEK_END) != end:
+                    file.truncate(end)
+                    os.fsync(file.fileno())
+            self._file, self._size = path, end
+            return position_of(seal)
+        return None
+
+    def _append(self, records: Iterable[Recorded]) -> None:
+        """Writes commit by commit; one fsync per file touched, mostly one per batch."""
+        lines: list[bytes] = []
+        path, size = self._file, self._size
+        for commit in batches(records):
+            made = [audit_record(one) for one in commit]
+            day = made[-1].headers["recorded_at"][:10]
+            if path is None or size >= self._limit or day_of(path) != day:
+                if path is not None:
+                    self._flush(path, lines)
+                lines, size = [], 0
+                path = self._folder / f"{commit[0].seq:016d}-{day}.jsonl"
+            for one in made:
+                lines.append(_encoder.encode(one))
+                size += len(lines[-1]) + 1
+        if path is not None:
+            self._flush(path, lines)
+        self._file, self._size = path, size
+
+    def _flush(self, path: Path, lines: list[bytes]) -> None:
+        if not lines:
+            return
+        is_new = not path.exists()
+        data = memoryview(b"\n".join(lines) + b"\n")
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            while data:
+                data = data[os.write(descriptor, data) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if is_new:
+            _sync_folder(self._folder)
+
+
+def files(folder: Path) -> list[Path]:
+    """The audit files, oldest first."""
+    return sorted(folder.glob("[0-9]*-*.jsonl"))
+
+
+def day_of(path: Path) -> str:
+    """The day (UTC) in the name of an audit file."""
+    return path.stem.partition("-")[2]
+
+
+def read_audit(folder: Path) -> Iterator[Recorded]:
+    """Every event in the files, in order, up to the last complete line.
+
+    Raises SinkRefused at a line that is no record, unless it is the torn end of the last file.
+    """
+    found = files(folder)
+    for path in found:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.endswith(b"\n") and path == found[-1]:
+                    return
+                try:
+                    yield recorded_from(_decoder.decode(line))
+                except (msgspec.MsgspecError, ValueError, KeyError) as error:
+                    raise SinkRefused(f"{path.name} line {number} is no audit record: {error}") from None
+
+
+def _last_seal(path: Path) -> tuple[int, Recorded] | None:
+    """The last complete seal line: where it ends, and the seal. Reads from the end."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        length = _TAIL
+        while True:
+            start = max(0, size - length)
+            file.seek(start)
+            data = file.read(size - start)
+            end = data.rfind(b"\n") + 1
+            while end > 0:
+                begin = data.rfind(b"\n", 0, end - 1) + 1
+                if begin == 0 and start > 0:
+                    break  # this line begins before what was read
+                line = data[begin:end]
+                if _SEAL_MARK in line and (seal := _as_seal(line)) is not None:
+                    return start + end, seal
+                end = begin
+            if start == 0:
+                return None
+            length *= 4
+
+
+def _as_seal(line: bytes) -> Recorded | None:
+    try:
+        recorded = recorded_from(_decoder.decode(line))
+    except (msgspec.MsgspecError, ValueError, KeyError):
+        return None
+    return recorded if recorded.topic == SEALED else None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a new or removed name durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,256 @@
+"""The Kafka sink: every event as a record of `broker_communication_log`, keyed by its stream, values verbatim.
+
+One batch is one transaction, so the log ends at a seal or shows nothing of the batch. The position is read from the
+log itself: the highest committed seq of this ledger over all partitions. What a failed commit did is never guessed:
+the producer is made anew, which ends the old transaction one way or the other, and then the log is read. Several
+ledgers may share the topic; records are told apart by the ledger id in `event_id`.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, Final
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import errors as kafka_errors
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.helpers import create_ssl_context
+from aiokafka.structs import ConsumerRecord
+
+from ledger.events import Recorded, decode
+from projections.follower import Batch, Position, SinkRefused, SinkUnavailable
+from projections.records import TOPIC, audit_record, position_of, recorded_from_headers
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
+PARTITIONS: Final = 6
+RETENTION_MS: Final = 7 * 366 * 24 * 3600 * 1000
+_CALL_S: Final = 15.0
+_SETTLE_S: Final = 5.0
+_FIRST_LOOK: Final = 64
+
+
+class KafkaSink:
+    """See the module. `brokers` is a comma list; `replication` is used when the topic is created."""
+
+    name = "kafka"
+
+    def __init__(
+        self,
+        brokers: str,
+        ledger_id: str,
+        *,
+        options: dict[str, str] | None = None,
+        replication: int = 1,
+        topic: str = TOPIC,
+    ) -> None:
+        self._ledger_id, self._topic, self._replication = ledger_id, topic, replication
+        self._connection: dict[str, Any] = {"bootstrap_servers": brokers, **client_options(options or {})}
+        self._producer: AIOKafkaProducer | None = None
+        self._partitions: list[int] = []
+
+    async def open(self) -> None:
+        await self.close()
+        with _translated():
+            async with asyncio.timeout(_CALL_S):
+                await self._ensure_topic()
+                # The stable id fences a predecessor and ends whatever transaction it left open.
+                producer = AIOKafkaProducer(
+                    **self._connection,
+                    transactional_id=f"order-ledger-{self._ledger_id}",
+                    enable_idempotence=True,
+                    acks="all",
+                    max_batch_size=256 * 1024,
+                    request_timeout_ms=10_000,
+                )
+                try:
+                    await producer.start()
+                except BaseException:
+                    await _ended(producer)
+                    raise
+                self._producer = producer
+
+    async def position(self) -> Position | None:
+        with _translated():
+            last = await self._last_of_ledger()
+        if last is None:
+            return None
+        return position_of(last)
+
+    async def write(self, batch: Batch) -> None:
+        producer = self._producer
+        if producer is None:
+            raise SinkUnavailable("Kafka is not connected")
+        try:
+            with _translated():
+                async with asyncio.timeout(4 * _CALL_S), producer.transaction():
+                    sent = [await self._send(producer, one, int(at * 1000)) for one, at in _timed(batch)]
+                    await asyncio.gather(*sent)
+        except BaseException:
+            # After an indefinite error a producer can stay stuck: it is not used again.
+            self._producer = None
+            await _ended(producer)
+            raise
+
+    async def close(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await _ended(producer)
+
+    async def _send(self, producer: AIOKafkaProducer, recorded: Recorded, timestamp_ms: int) -> "asyncio.Future[Any]":
+        record = audit_record(recorded)
+        future: asyncio.Future[Any] = await producer.send(
+            self._topic,
+            key=record.key.encode(),
+            value=recorded.state,
+            headers=[(name, value.encode()) for name, value in record.headers.items()],
+            timestamp_ms=timestamp_ms,
+        )
+        return future
+
+    async def _ensure_topic(self) -> None:
+        admin = AIOKafkaAdminClient(**self._connection, request_timeout_ms=10_000)
+        try:
+            await admin.start()
+            if self._topic not in await admin.list_topics():
+                await self._make_topic(admin)
+            while not await self._know_partitions(admin):
+                await asyncio.sleep(0.05)
+        finally:
+            await admin.close()
+
+    async def _know_partitions(self, admin: AIOKafkaAdminClient) -> bool:
+        """Reads which partitions the topic has; False while one of them has no leader yet."""
+        (found,) = await admin.describe_topics([self._topic])
+        parts = found["partitions"]
+        self._partitions = sorted(one["partition"] for one in parts)
+        return found["error_code"] == 0 and bool(parts) and all(one["leader"] >= 0 for one in parts)
+
+    async def _make_topic(self, admin: AIOKafkaAdminClient) -> None:
+        topic = NewTopic(
+            self._topic,
+            num_partitions=PARTITIONS,
+            replication_factor=self._replication,
+            topic_configs={"retention.ms": str(RETENTION_MS), "cleanup.policy": "delete"},
+        )
+        answer = await admin.create_topics([topic])
+        for _, code, *text in answer.topic_errors:
+            if code not in (0, kafka_errors.TopicAlreadyExistsError.errno):
+                raise kafka_errors.for_code(code)(*text)
+
+    @contextlib.asynccontextmanager
+    async def _consumer(self, isolation: str) -> AsyncIterator[AIOKafkaConsumer]:
+        consumer = AIOKafkaConsumer(
+            **self._connection,
+            group_id=None,
+            enable_auto_commit=False,
+            isolation_level=isolation,
+            auto_offset_reset="earliest",
+            request_timeout_ms=10_000,
+        )
+        try:
+            await consumer.start()
+            yield consumer
+        finally:
+            await consumer.stop()
+
+    async def _last_of_ledger(self) -> Recorded | None:
+        """The committed event of this ledger with the highest seq."""
+        async with self._consumer("read_committed") as committed, self._consumer("read_uncommitted") as written:
+            async with asyncio.timeout(_CALL_S):
+                partitions = [TopicPartition(self._topic, number) for number in self._partitions]
+                committed.assign(partitions)
+                committed.pause(*partitions)
+                ends = await _settled(committed, written, partitions)
+                begins = await committed.beginning_offsets(partitions)
+            found = [await self._last_in(committed, tp, begins[tp], ends[tp]) for tp in partitions]
+        return max((one for one in found if one is not None), key=lambda one: one.seq, default=None)
+
+    async def _last_in(self, consumer: AIOKafkaConsumer, tp: TopicPartition, begin: int, end: int) -> Recorded | None:
+        """Looks back from the end of one partition. The last offsets are transaction markers, not records, and
+        records of other ledgers may stand behind ours: so the look goes back further until one of ours is found."""
+        step = _FIRST_LOOK
+        while begin < end:
+            start = max(begin, end - step)
+            consumer.seek(tp, start)
+            consumer.resume(tp)
+            last: Recorded | None = None
+            async with asyncio.timeout(4 * _CALL_S):
+                while await consumer.position(tp) < end:
+                    for message in (await consumer.getmany(tp, timeout_ms=200)).get(tp, ()):
+                        last = self._ours(message) or last
+            consumer.pause(tp)
+            if last is not None or start == begin:
+                return last
+            step *= 8
+        return None
+
+    def _ours(self, message: "ConsumerRecord[Any, Any]") -> Recorded | None:
+        headers = {name: value.decode() for name, value in message.headers}
+        if headers.get("event_id", "").rpartition(":")[0] != self._ledger_id:
+            return None
+        return recorded_from_headers(headers, message.value or b"")
+
+
+def client_options(options: dict[str, str]) -> dict[str, Any]:
+    """aiokafka's arguments for the security settings of `ProjectionSettings.kafka_options`. Raises SinkRefused."""
+    known = {
+        "security_protocol": "security_protocol",
+        "sasl_mechanism": "sasl_mechanism",
+        "sasl_username": "sasl_plain_username",
+        "sasl_password": "sasl_plain_password",
+        "client_id": "client_id",
+    }
+    files = {"ssl_cafile": "cafile", "ssl_certfile": "certfile", "ssl_keyfile": "keyfile", "ssl_password": "password"}
+    unknown = sorted(set(options) - set(known) - set(files))
+    if unknown:
+        raise SinkRefused(f"unknown Kafka option {unknown[0]}", f"known are {', '.join([*known, *files])}")
+    arguments: dict[str, Any] = {known[name]: value for name, value in options.items() if name in known}
+    if arguments.get("security_protocol", "PLAINTEXT") in ("SSL", "SASL_SSL"):
+        named = {files[name]: value for name, value in options.items() if name in files}
+        context: SSLContext = create_ssl_context(**named)
+        arguments["ssl_context"] = context
+    return arguments
+
+
+def _timed(batch: Batch) -> list[tuple[Recorded, float]]:
+    """Each event with the time it was recorded (s since 1970), which becomes the record's timestamp."""
+    return [(one, decode(one).recorded_at.timestamp()) for one in batch.records]
+
+
+async def _settled(
+    committed: AIOKafkaConsumer, written: AIOKafkaConsumer, partitions: list[TopicPartition]
+) -> dict[TopicPartition, int]:
+    """The ends of the partitions when no transaction is open in them: an open one, of another ledger's producer,
+    hides committed records that stand behind its beginning."""
+    async with asyncio.timeout(_SETTLE_S):
+        while True:
+            last = await written.end_offsets(partitions)
+            stable: dict[TopicPartition, int] = await committed.end_offsets(partitions)
+            if all(stable[tp] >= last[tp] for tp in partitions):
+                return stable
+            await asyncio.sleep(0.02)
+
+
+async def _ended(producer: AIOKafkaProducer) -> None:
+    """Stops a producer, whatever state it is in."""
+    with contextlib.suppress(Exception):
+        await asyncio.wait_for(producer.stop(), 2.0)
+
+
+@contextlib.contextmanager
+def _translated() -> Any:
+    """aiokafka's errors as ours."""
+    try:
+        yield
+    except (kafka_errors.ProducerFenced, kafka_errors.InvalidProducerEpoch) as error:
+        # Also what a transaction that took too long ends with; fencing keeps both processes from writing twice.
+        raise SinkUnavailable("Kafka: another process may be writing this ledger's records") from error
+    except kafka_errors.MessageSizeTooLargeError as error:
+        raise SinkRefused(
+            f"Kafka refuses a record as too large: {error}", "raise max.message.bytes of the topic to 1 MiB or more"
+        ) from error
+    except (kafka_errors.KafkaError, OSError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise SinkUnavailable(f"Kafka: {text[:300]}") from error

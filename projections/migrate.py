@@ -1,0 +1,143 @@
+"""Brings a ClickHouse database to the schema this version writes, by the numbered files of `migrations/clickhouse`.
+
+Each file is recorded with its checksum in `schema_migrations`: as `started` before its first statement, as
+`applied` behind its last. ClickHouse has no transactions, so every statement can be repeated, and a file that failed
+is run again as a whole, also after it was corrected. An applied file that has changed since is refused.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from projections.follower import SinkRefused
+
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
+
+FOLDER: Final = Path(__file__).resolve().parent.parent / "migrations" / "clickhouse"
+_NAME: Final = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql")
+_DATABASE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_RECORD: Final = (
+    "CREATE TABLE IF NOT EXISTS {database}.schema_migrations ("
+    "version UInt32 COMMENT 'Number of the migration file. Source: file name', "
+    "name String COMMENT 'Name of the file. Source: migrations', "
+    "checksum String COMMENT 'SHA-256 of the file, hexadecimal. Source: migrations', "
+    "state Enum8('started' = 1, 'applied' = 2) COMMENT 'started = it may be half done. Source: migration run', "
+    "changed_at DateTime64(6, 'UTC') COMMENT 'When the state was written, UTC. Source: database clock'"
+    ") ENGINE = ReplacingMergeTree(changed_at) ORDER BY version COMMENT 'Which schema files were applied'"
+)
+
+
+class Migration(msgspec.Struct, frozen=True):
+    """One file. `statements` still name the database `{database}`."""
+
+    version: int
+    name: str
+    checksum: str
+    statements: tuple[str, ...]
+
+
+def load(folder: Path = FOLDER) -> list[Migration]:
+    """The files in order. Raises SinkRefused for a misnamed file or a gap in the numbers."""
+    found = []
+    for path in sorted(folder.glob("*.sql")):
+        match = _NAME.fullmatch(path.name)
+        if match is None:
+            raise SinkRefused(f"migration {path.name} is not named NNNN_name.sql")
+        text = path.read_text(encoding="utf-8")
+        checksum = hashlib.sha256(text.encode()).hexdigest()
+        found.append(Migration(int(match[1]), path.name, checksum, _statements(text)))
+    if not found or [one.version for one in found] != list(range(1, len(found) + 1)):
+        raise SinkRefused(f"the migrations in {folder} are not numbered 0001, 0002 … without a gap")
+    return found
+
+
+def _statements(text: str) -> tuple[str, ...]:
+    """Statements end with a semicolon at the end of a line; lines that are only a comment are left out."""
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("--")]
+    return tuple(part.strip() for part in re.split(r";[ \t]*(?:\n|$)", "\n".join(lines)) if part.strip())
+
+
+def check_database(name: str) -> str:
+    """The name, if it may stand in a statement as it is."""
+    if _DATABASE.fullmatch(name) is None:
+        raise SinkRefused(f"database name {name[:70]!r} must be a letter or _ and then letters, digits and _")
+    return name
+
+
+def pending(client: "Client", database: str, migrations: Sequence[Migration]) -> list[Migration]:
+    """What is still to be applied. Raises SinkRefused for a changed file or a newer schema than ours."""
+    rows = client.query(
+        f"SELECT version, name, checksum, toString(state) FROM {database}.schema_migrations FINAL ORDER BY version"
+    ).result_rows
+    known = {one.version: one for one in migrations}
+    applied = set()
+    for version, name, checksum, state in rows:
+        ours = known.get(version)
+        if ours is None:
+            raise SinkRefused(
+                f"{database} has migration {name}, which this version does not know",
+                "upgrade this program: the database was written by a newer version",
+            )
+        if state == "applied":
+            if ours.checksum != checksum:
+                raise SinkRefused(
+                    f"migration {ours.name} was changed after {database} had applied it",
+                    "restore the file and put the change into a new migration, or rebuild the database",
+                )
+            applied.add(version)
+    return [one for one in migrations if one.version not in applied]
+
+
+def is_prepared(client: "Client", database: str) -> bool:
+    """Whether the table of migrations exists."""
+    found = client.query(
+        "SELECT count() FROM system.tables WHERE database = {db:String} AND name = 'schema_migrations'",
+        parameters={"db": database},
+    )
+    return bool(found.result_rows[0][0])
+
+
+def migrate(client: "Client", database: str, migrations: Sequence[Migration] | None = None) -> list[str]:
+    """Applies what is missing; returns the names of the applied files, none when the schema was current.
+
+    Raises SinkRefused when the files contradict the database, and what the client raises when a statement fails:
+    then the file stands as `started`, and the next call runs it again.
+    """
+    check_database(database)
+    if not is_prepared(client, database):
+        client.command(f"CREATE DATABASE IF NOT EXISTS {database}")
+        client.command(_RECORD.replace("{database}", database))
+    done = []
+    for migration in pending(client, database, load() if migrations is None else migrations):
+        _record(client, database, migration, "started")
+        for statement in migration.statements:
+            client.command(statement.replace("{database}", database))
+        _record(client, database, migration, "applied")
+        done.append(migration.name)
+    return done
+
+
+def check(client: "Client", database: str) -> None:
+    """Raises SinkRefused unless the schema is exactly the one this version writes."""
+    check_database(database)
+    remedy = "run `order-ledger migrate`, or let the service migrate at its start"
+    if not is_prepared(client, database):
+        raise SinkRefused(f"ClickHouse has no schema in {database}", remedy)
+    missing = pending(client, database, load())
+    if missing:
+        raise SinkRefused(f"ClickHouse database {database} lacks migration {missing[0].name}", remedy)
+
+
+def _record(client: "Client", database: str, migration: Migration, state: str) -> None:
+    values: dict[str, Any] = {"v": migration.version, "n": migration.name, "c": migration.checksum, "s": state}
+    client.command(
+        f"INSERT INTO {database}.schema_migrations "
+        "SELECT {v:UInt32}, {n:String}, {c:String}, {s:String}, now64(6)",
+        parameters=values,
+        settings={"async_insert": 0},
+    )

@@ -1,0 +1,78 @@
+"""What the projections are started with. It may hold secrets: it travels over a pipe and is never logged."""
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+from projections.clickhouse import Target
+from projections.follower import SinkRefused
+
+OFF = "off"
+EMBEDDED = "embedded"
+
+
+class ProjectionSettings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`clickhouse`: `embedded`, `off` or `http(s)://[user:password@]host[:port][/database]`. `kafka`: `off` or a comma
+    list of brokers; `kafka_options` are security settings by the names of the `KAFKA_` environment variables, in
+    lower case without that prefix (`security_protocol`, `sasl_mechanism`, `sasl_username`, `sasl_password`,
+    `ssl_cafile`, `ssl_certfile`, `ssl_keyfile`, `ssl_password`). `audit_dir`: empty = no audit files. `http_port`: of
+    the read-only endpoint of the embedded engine, 0 = any free one."""
+
+    ledger_url: str
+    data_dir: str
+    clickhouse: str = EMBEDDED
+    clickhouse_user: str = ""
+    clickhouse_password: str = ""
+    database: str = "suho_analytics"
+    migrate_at_start: bool = True
+    http_host: str = "127.0.0.1"
+    http_port: int = 0
+    kafka: str = OFF
+    kafka_options: dict[str, str] = {}
+    kafka_replication: int = 1
+    audit_dir: str = ""
+    log_level: str = "info"
+    nice: int = 5
+    patience_s: float = 2.0
+    stop_s: float = 3.0
+    clickhouse_interval_s: float = 0.25
+    audit_interval_s: float = 0.1
+    kafka_interval_s: float = 0.05
+
+    def __repr__(self) -> str:
+        return f"ProjectionSettings(data_dir={self.data_dir!r}, database={self.database!r})"
+
+    @property
+    def engine_dir(self) -> Path:
+        """Folder of the embedded ClickHouse."""
+        return Path(self.data_dir) / "clickhouse"
+
+    @property
+    def lock_file(self) -> Path:
+        """Held by the one process that writes projections in this data folder."""
+        return Path(self.data_dir) / "projections.lock"
+
+
+def target_of(settings: ProjectionSettings) -> tuple[Target, str] | None:
+    """Where ClickHouse is and the database there; None when it is off. Raises SinkRefused for another URL."""
+    if settings.clickhouse in (OFF, ""):
+        return None
+    if settings.clickhouse == EMBEDDED:
+        return Target(path=str(settings.engine_dir)), settings.database
+    try:
+        url = urlsplit(settings.clickhouse)
+        port = url.port
+    except ValueError:
+        url, port = urlsplit(""), None
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise SinkRefused("CLICKHOUSE_URL must be http://host:port, https://host:port, embedded or off")
+    secure = url.scheme == "https"
+    target = Target(
+        host=url.hostname,
+        port=port or (8443 if secure else 8123),
+        user=settings.clickhouse_user or unquote(url.username or "default"),
+        password=settings.clickhouse_password or unquote(url.password or ""),
+        secure=secure,
+    )
+    return target, url.path.strip("/") or settings.database
