@@ -71,7 +71,8 @@ class Pull:
             if self._outstanding < PULL // 2 or time.monotonic() - self._heard > 3 * HEARTBEAT_S:
                 await self._request()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._arrived.wait(), HEARTBEAT_S)
+                async with asyncio.timeout(HEARTBEAT_S):
+                    await self._arrived.wait()
         if self._outstanding < PULL // 2:
             await self._request()
         return [self._messages.popleft() for _ in range(min(most, len(self._messages)))]

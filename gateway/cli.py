@@ -8,16 +8,18 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
 import orjson
 import structlog
 
-from gateway.config import DEFAULT_DATA, ConfigurationError, Settings, load
+from gateway.config import DEFAULT_DATA, OFF, ConfigurationError, Secret, Settings, load
 from ledger.errors import LedgerError
 
-EXPECTED_EXIT: Final = 1
+if TYPE_CHECKING:
+    from gateway.show import Answer
 
 
 class Failure(click.ClickException):
@@ -137,6 +139,8 @@ def sql(query: str, data: str | None, as_json: bool) -> None:
     found = running(settings)
     asked = "JSONCompact"
     with _failures():
+        if settings.clickhouse_url == Secret(OFF):
+            raise Failure("CLICKHOUSE_URL is off: there is nothing to ask")
         if settings.clickhouse_url is not None:
             user, password = settings.clickhouse_user, settings.clickhouse_password.reveal()
             url = settings.clickhouse_url.reveal()
@@ -175,8 +179,52 @@ def demo(keep: str | None, as_json: bool) -> None:
     from gateway.demo import run_demo
 
     with _failures():
-        agreed = run_demo(Path(keep).absolute() if keep else None, as_json=as_json)
+        agreed = run_demo(Path(keep).absolute() if keep else None, as_json=as_json, agree=_agree)
     sys.exit(0 if agreed else 2)
+
+
+def _agree(settings: Settings) -> tuple[bool, list[str]]:
+    """Whether ClickHouse and the audit files hold what the ledger holds, and a line for each comparison."""
+    import clickhouse_connect
+
+    from gateway.client import running
+    from gateway.show import open_ledger
+    from projections.agree import agree_audit, agree_clickhouse
+
+    found = running(settings) or {}
+    url = urlsplit(str(found["clickhouse_http"]))
+    store = open_ledger(settings)
+    client = clickhouse_connect.get_client(host=url.hostname or "", port=url.port or 0)
+    try:
+        results = [
+            *agree_clickhouse(store, client, str(found["clickhouse_database"]), str(found["ledger_id"])),
+            agree_audit(store, Path(str(found["audit_dir"]))),
+        ]
+    finally:
+        client.close()
+        store.close()
+    lines = []
+    for one in results:
+        verdict = "agrees with the ledger" if one.ok else f"DIFFERS: {one.difference or f'{one.behind} missing'}"
+        lines.append(f"{one.projection}: {one.held} records, {verdict}")
+    return all(one.ok for one in results), lines
+
+
+def _ask_folder(settings: Settings, query: str, asked: str) -> "Answer":
+    """The query on the embedded ClickHouse of a folder that no service uses."""
+    from clickhouse_connect.driver.exceptions import ClickHouseError
+
+    from gateway.client import NoAnswer
+    from gateway.show import Answer
+    from projections.agree import open_readonly
+
+    with open_readonly(settings.data) as client:
+        client.database = settings.clickhouse_database
+        try:
+            body = client.raw_query(query, fmt=asked)
+        except ClickHouseError as error:
+            raise NoAnswer(str(error)) from None
+    return Answer(body, asked)
 
 
 def main() -> None:
@@ -235,3 +283,7 @@ def _set_up_logging(level: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+
+
+if __name__ == "__main__":
+    main()

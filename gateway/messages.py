@@ -89,7 +89,7 @@ def encode(message: Message) -> bytes:
 
 def iso(when: datetime) -> str:
     """ISO 8601 in UTC, always with microseconds."""
-    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return f"{when.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
 def outgoing(recorded: Recorded, envelope: Envelope) -> Outgoing | None:

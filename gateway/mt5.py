@@ -142,7 +142,11 @@ class Mt5Session:
             raise TerminalError(text, code)
         self.link_broken = False
         account = self.account()
-        self.tick(self._clock_symbol)
+        try:
+            self.tick(self._clock_symbol)
+        except TerminalError:  # a broker may have no such symbol: then the zone stays unknown
+            if self.link_broken:
+                raise
         return self._with_offset(account)
 
     def close(self) -> None:

@@ -10,14 +10,15 @@ import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 import nats.errors
 import nats.js.errors
 import structlog
 from nats.aio.client import Client
-from nats.js.api import KeyValueConfig, PubAck, StorageType, StreamConfig
+from nats.aio.msg import Msg
+from nats.js.api import KeyValueConfig, StorageType, StreamConfig
 from nats.js.kv import KeyValue
 
 from gateway.messages import Outgoing, encode, outgoing, repeated
@@ -55,6 +56,56 @@ class OutboxUnavailable(ConnectionError):
     """NATS does not take messages now; the batch is offered again."""
 
 
+class _Ack(msgspec.Struct):
+    seq: int = 0
+    error: dict[str, Any] | None = None
+
+
+class _Publisher:
+    """Publishes to JetStream without waiting for each acknowledgement: one inbox, a number for each message.
+
+    The client's own `publish_async` does the same at three times the cost in time.
+    """
+
+    def __init__(self, connection: Client) -> None:
+        self._connection = connection
+        self._prefix = ""
+        self._number = 0
+        self._waiting: dict[str, asyncio.Future[int]] = {}
+
+    async def open(self) -> None:
+        if not self._prefix:
+            prefix = self._connection.new_inbox()
+            await self._connection.subscribe(f"{prefix}.*", cb=self._acknowledged)
+            self._prefix = prefix
+        self._waiting.clear()
+
+    async def publish(self, subject: str, payload: bytes, headers: dict[str, str]) -> "asyncio.Future[int]":
+        """The future of the message's sequence in its stream. It fails with OutboxUnavailable."""
+        self._number += 1
+        reply = f"{self._prefix}.{self._number}"
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting[reply] = future
+        await self._connection.publish(subject, payload, reply=reply, headers=headers)
+        return future
+
+    async def _acknowledged(self, message: Msg) -> None:
+        future = self._waiting.pop(message.subject, None)
+        if future is None or future.done():
+            return
+        try:
+            ack = _ack_decoder.decode(message.data)
+        except msgspec.DecodeError:
+            ack = _Ack(error={"description": "no stream takes these subjects"})
+        if ack.error is not None:
+            future.set_exception(OutboxUnavailable(f"NATS: {ack.error.get('description')}"))
+        else:
+            future.set_result(ack.seq)
+
+
+_ack_decoder: Final = msgspec.json.Decoder(_Ack)
+
+
 class Outbox:
     """The sink that publishes. Offered a batch again, it skips what the stream already holds."""
 
@@ -73,6 +124,7 @@ class Outbox:
         self._connection, self._store, self._source = connection, store, source
         self._stream, self._bucket = f"BROKER-{login}", f"order-ledger-{ledger_id}"
         self._js = connection.jetstream()
+        self._publisher = _Publisher(connection)
         self._new_ledger = new_ledger
         self._kv: KeyValue | None = None
         self._last_sequence = 0
@@ -119,6 +171,7 @@ class Outbox:
             await self._save_cursor()
 
     async def _open(self) -> None:
+        await self._publisher.open()
         try:
             await self._js.stream_info(self._stream)
         except nats.js.errors.NotFoundError:
@@ -156,7 +209,7 @@ class Outbox:
 
     async def _write(self, batch: Sealed) -> None:
         position = f"{self._position.seq} {self._position.digest}"
-        waiting: list[tuple[int, asyncio.Future[PubAck]]] = []
+        waiting: list[tuple[int, asyncio.Future[int]]] = []
         for recorded, envelope in zip(batch.records, batch.envelopes, strict=True):
             if recorded.seq <= self._published:
                 continue
@@ -171,24 +224,23 @@ class Outbox:
             }
             if envelope.source is not None and envelope.source.traceparent:
                 headers["traceparent"] = envelope.source.traceparent
-            future = await self._js.publish_async(made.subject, encode(made.message), headers=headers, wait_stall=ACK_S)
-            waiting.append((recorded.seq, future))
+            waiting.append((recorded.seq, await self._publisher.publish(made.subject, encode(made.message), headers)))
             if len(waiting) >= WINDOW:
                 await self._settle(waiting)
-        await self._settle(waiting)
+        if waiting:
+            await self._settle(waiting)
         data = batch.envelopes[-1].data
         assert isinstance(data, BatchSealed)
         self._position = Position(batch.records[-1].seq, data.digest)
         if time.monotonic() - self._cursor_at > CURSOR_EVERY_S:
             await self._save_cursor()
 
-    async def _settle(self, waiting: "list[tuple[int, asyncio.Future[PubAck]]]") -> None:
+    async def _settle(self, waiting: "list[tuple[int, asyncio.Future[int]]]") -> None:
         """Waits for the acknowledgements, in order. A failure leaves the count at the last that is certain."""
         try:
             async with asyncio.timeout(ACK_S):
                 for seq, future in waiting:
-                    ack = await future
-                    self._last_sequence = ack.seq
+                    self._last_sequence = await future
                     self._published = seq
         finally:
             for _, future in waiting:

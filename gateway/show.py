@@ -13,6 +13,7 @@ import msgspec
 import orjson
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -46,10 +47,13 @@ from ledger.store import EventStore, open_store
 from ledger.values import Refused, parse_order_id
 
 SQL_TIMEOUT_S: Final = 60.0
+WIDE: Final = 200
 
 
 def console() -> Console:
-    return Console(highlight=False, soft_wrap=False)
+    """Standard output; wide where it is no terminal, so that a pipe gets whole lines."""
+    out = Console(highlight=False)
+    return out if out.is_terminal else Console(highlight=False, width=max(out.width, WIDE))
 
 
 def open_ledger(settings: Settings) -> EventStore:
@@ -89,19 +93,21 @@ def _whole(recorded: Recorded) -> dict[str, Any]:
 
 
 def print_history(order_id: str, events: list[dict[str, Any]]) -> None:
-    table = Table(title=f"order {escape(order_id)}", title_justify="left", box=None, pad_edge=False)
+    days = sorted({event["recorded_at"][:10] for event in events})
+    title = f"order {escape(order_id)}, {' to '.join(dict.fromkeys((days[0], days[-1])))}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("seq", justify="right", style="dim")
-    table.add_column("recorded at (UTC)")
+    table.add_column("recorded (UTC)", no_wrap=True)
     table.add_column("+ms", justify="right", style="dim")
-    table.add_column("event", style="bold")
-    table.add_column("what")
+    table.add_column("event", style="bold", no_wrap=True)
+    table.add_column("what", overflow="fold")
     first = None
     for event in events:
         at = datetime.fromisoformat(event["recorded_at"])
         first = first or at
         table.add_row(
             str(event["seq"]),
-            f"{at:%Y-%m-%d %H:%M:%S.%f}",
+            f"{at:%H:%M:%S.%f}" if len(days) == 1 else f"{at:%m-%d %H:%M:%S.%f}",
             f"{(at - first).total_seconds() * 1e3:.1f}",
             event["topic"].removeprefix("order."),
             escape(event["told"]),
@@ -169,7 +175,7 @@ def describe(event: Event) -> str:
 def print_outcome(outcome: dict[str, Any]) -> None:
     told = outcome_line(outcome)
     style = "green" if outcome.get("event") in ("order.filled", "order.partially_filled") else "red"
-    console().print(f"[{style}]{escape(told)}[/]")
+    console().print(f"[{style}]{escape(told)}[/]", soft_wrap=True)
 
 
 def outcome_line(outcome: dict[str, Any]) -> str:
@@ -223,7 +229,16 @@ def print_answer(answer: Answer, asked_format: str, *, as_json: bool) -> None:
         rows = [dict(zip(names, row, strict=True)) for row in found["data"]]
         out.file.write(orjson.dumps(rows, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
         return
-    out.print(rows_table(found))
+    table = rows_table(found)
+    if Measurement.get(out, out.options.update(max_width=10_000), table).maximum <= out.width:
+        out.print(table)
+        return
+    # Too wide to be read side by side: one block a row.
+    width = max(map(len, names), default=0)
+    for number, row in enumerate(found["data"], 1):
+        out.print(f"row {number}", style="dim")
+        for name, value in zip(names, row, strict=True):
+            out.print(f"  {escape(name):<{width}}  {'' if value is None else escape(str(value))}", soft_wrap=True)
 
 
 def rows_table(found: dict[str, Any], title: str = "") -> Table:

@@ -87,7 +87,8 @@ class TerminalProcess:
         self._password = password
         self._on_change = on_change
         self._jitter = jitter or random.Random()
-        self._child: Child | None = None
+        self._child: Child | None = None  # the connected one
+        self._children: set[Child] = set()  # all that are not gone yet
         self._starting = asyncio.Lock()
         self._restart: asyncio.Task[None] | None = None
         self._reaping: set[asyncio.Future[Any]] = set()
@@ -106,11 +107,12 @@ class TerminalProcess:
         """Starts the child, or asks the one that runs. Raises TerminalError (attempts go on in the background if
         `settings.restart`) or LoginRefused (they do not)."""
         async with self._starting:
-            if self._child is not None:
+            child = self._child
+            if child is not None:
                 try:
                     return await self.account()
                 except TerminalError as error:
-                    if self._child is not None or isinstance(error, LoginRefused):
+                    if not child.lost or isinstance(error, LoginRefused):
                         raise
             try:
                 return await self._start()
@@ -126,8 +128,8 @@ class TerminalProcess:
             self._restart.cancel()
             with suppress(asyncio.CancelledError):
                 await self._restart
-        child, self._child = self._child, None
-        if child is not None:
+        self._child = None
+        for child in tuple(self._children):
             child.kill("the terminal was closed")
             await child.gone.wait()
         if self._reaping:
@@ -175,11 +177,14 @@ class TerminalProcess:
         finally:
             theirs.close()
             their_evidence.close()
-        _, child = await loop.create_connection(lambda: Child(process, evidence, self._lost), sock=ours)
+        child = Child(process, evidence, self._lost)
+        self._children.add(child)
+        await loop.create_connection(lambda: child, sock=ours)
         return child
 
     def _lost(self, child: Child, reason: str) -> None:
         reaping = asyncio.get_running_loop().run_in_executor(None, child.reap)
+        self._children.discard(child)
         self._reaping.add(reaping)
         reaping.add_done_callback(self._reaping.discard)
         if child is self._child:

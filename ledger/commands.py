@@ -86,7 +86,7 @@ _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _canonical = msgspec.json.Encoder(decimal_format="string", order="sorted").encode
 
 
-class Received(msgspec.Struct, frozen=True, kw_only=True):
+class Received(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A message, read. `order_id` is None when no order can be named by it; `request` is None when `reasons`
     speak against it. `category`: `malformed` (not understood) or `refused` (understood, not allowed)."""
 
@@ -301,7 +301,7 @@ _FIELDS: Final[dict[str, Any]] = (
 # --- commands of one order --------------------------------------------------------------------------------------
 
 
-class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
+class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A message that names this order. `unrecorded`: repetitions since the last that was recorded."""
 
     received: Received
@@ -309,18 +309,18 @@ class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
     unrecorded: int = 0
 
 
-class RefuseOrder(msgspec.Struct, frozen=True, kw_only=True):
+class RefuseOrder(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     reasons: tuple[str, ...]
 
 
-class ExpireOrder(msgspec.Struct, frozen=True, kw_only=True):
+class ExpireOrder(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Too old to be sent; seconds."""
 
     age_s: Decimal
     limit_s: Decimal
 
 
-class RecordCheck(msgspec.Struct, frozen=True, kw_only=True):
+class RecordCheck(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What `order_check` said of `request`. `result` None: it could not be asked, `problem` says why."""
 
     result: CheckResult | None
@@ -332,12 +332,12 @@ class RecordCheck(msgspec.Struct, frozen=True, kw_only=True):
     problem: str = ""
 
 
-class StartSend(msgspec.Struct, frozen=True, kw_only=True):
+class StartSend(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     attempt: int
     request: TradeRequest
 
 
-class RecordAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class RecordAnswer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The result of `order_send`, with the class the retcode table gives it, and the deals it names."""
 
     attempt: int
@@ -352,19 +352,19 @@ class RecordAnswer(msgspec.Struct, frozen=True, kw_only=True):
     broker_utc_offset_s: int = 0
 
 
-class RecordNotSent(msgspec.Struct, frozen=True, kw_only=True):
+class RecordNotSent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     attempt: int
     code: int
     reason: str
 
 
-class RecordUnknown(msgspec.Struct, frozen=True, kw_only=True):
+class RecordUnknown(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     attempt: int
     code: int
     reason: str
 
 
-class RecordEvidence(msgspec.Struct, frozen=True, kw_only=True):
+class RecordEvidence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What the broker shows of an attempt whose outcome is unknown. `settled`: long enough after any effect could
     still arrive, so that complete absence is proof."""
 
@@ -380,7 +380,7 @@ class RecordEvidence(msgspec.Struct, frozen=True, kw_only=True):
     broker_utc_offset_s: int = 0
 
 
-class GiveUp(msgspec.Struct, frozen=True, kw_only=True):
+class GiveUp(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Ends an order that provably is not at the broker."""
 
     reason: str

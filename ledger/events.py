@@ -4,6 +4,8 @@ These structs are the stored schema. What is written once stays readable for eve
 retyped or removed, a new one has a default, and an event whose meaning changes gets a new `schema_version`
 with an upcaster in `UPCASTERS`. The tag is the event's topic: a stable name, never an import path.
 Amounts are Decimal and stored as strings, times are UTC with microseconds.
+All are frozen and can hold no cycle, so the collector need not track them (`gc=False`): with thousands of orders in
+memory its full passes would be the longest pauses of the service.
 """
 
 from collections.abc import Callable
@@ -32,7 +34,7 @@ def inbox_stream(day: datetime) -> str:
     return f"inbox/{day:%Y-%m-%d}"
 
 
-class Raw(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Raw(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """The bytes as they came: text up to 64 KiB; always their size and SHA-256. Bytes that are no UTF-8 are
     kept as hexadecimal and say so."""
 
@@ -42,7 +44,7 @@ class Raw(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     encoding: str = "utf-8"
 
 
-class OrderRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class OrderRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """A request as understood: the fields of the order message, parsed and within bounds."""
 
     order_id: str
@@ -80,7 +82,7 @@ class OrderRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         return self.order_type.partition("_")[0]
 
 
-class Fact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="event"):
+class Fact(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True, tag_field="event"):
     """Base of all events."""
 
     @classmethod
@@ -91,7 +93,7 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_fi
 # --- order/{order_id} -------------------------------------------------------------------------------------------
 
 
-class OrderRequested(Fact, frozen=True, kw_only=True, tag="order.requested"):
+class OrderRequested(Fact, frozen=True, kw_only=True, gc=False, tag="order.requested"):
     """A message named an order for the first time. `request` is None when it could not be understood: then
     OrderRefused follows. `content` is the digest of the economic fields (invariant I3). `age_from` is the time
     the order's age counts from: its `created_at`, or the time the message bus took it. `accepted` is False when
@@ -105,7 +107,7 @@ class OrderRequested(Fact, frozen=True, kw_only=True, tag="order.requested"):
     accepted: bool = True
 
 
-class DuplicateReceived(Fact, frozen=True, kw_only=True, tag="order.duplicate_received"):
+class DuplicateReceived(Fact, frozen=True, kw_only=True, gc=False, tag="order.duplicate_received"):
     """The same order came again with the same content. `standing_version` is the event of this
     stream that holds the outcome so far."""
 
@@ -115,7 +117,7 @@ class DuplicateReceived(Fact, frozen=True, kw_only=True, tag="order.duplicate_re
     status: str
 
 
-class ConflictReceived(Fact, frozen=True, kw_only=True, tag="order.conflict_received"):
+class ConflictReceived(Fact, frozen=True, kw_only=True, gc=False, tag="order.conflict_received"):
     """The same order id came with other content: refused, kept for the record."""
 
     content: str
@@ -124,7 +126,7 @@ class ConflictReceived(Fact, frozen=True, kw_only=True, tag="order.conflict_rece
     symbol: str = ""
 
 
-class OrderRefused(Fact, frozen=True, kw_only=True, tag="order.refused"):
+class OrderRefused(Fact, frozen=True, kw_only=True, gc=False, tag="order.refused"):
     """Refused by us before the broker: every reason, not the first. `category`: `malformed` or `refused`."""
 
     reasons: tuple[str, ...]
@@ -132,7 +134,7 @@ class OrderRefused(Fact, frozen=True, kw_only=True, tag="order.refused"):
     symbol: str = ""
 
 
-class OrderStale(Fact, frozen=True, kw_only=True, tag="order.stale"):
+class OrderStale(Fact, frozen=True, kw_only=True, gc=False, tag="order.stale"):
     """Too old to be sent: `age_s` exceeded `limit_s`, or `valid_until` has passed (then `limit_s` is 0)."""
 
     age_s: Decimal
@@ -140,7 +142,7 @@ class OrderStale(Fact, frozen=True, kw_only=True, tag="order.stale"):
     symbol: str = ""
 
 
-class OrderChecked(Fact, frozen=True, kw_only=True, tag="order.checked"):
+class OrderChecked(Fact, frozen=True, kw_only=True, gc=False, tag="order.checked"):
     """What `order_check` said; no effect at the broker. `result` is None when the check could not be made."""
 
     passed: bool
@@ -149,14 +151,14 @@ class OrderChecked(Fact, frozen=True, kw_only=True, tag="order.checked"):
     problem: str = ""
 
 
-class SendStarted(Fact, frozen=True, kw_only=True, tag="order.send_started"):
+class SendStarted(Fact, frozen=True, kw_only=True, gc=False, tag="order.send_started"):
     """The intent, durable before the effect: the request exactly as it will be sent."""
 
     attempt: int
     request: TradeRequest
 
 
-class BrokerAnswered(Fact, frozen=True, kw_only=True, tag="order.broker_answered"):
+class BrokerAnswered(Fact, frozen=True, kw_only=True, gc=False, tag="order.broker_answered"):
     """The result of `order_send`, in full. `verdict`: success, retriable, wait, ambiguous or fatal, as classed
     when it arrived, so that a replay does not depend on today's table. `latency_s`: call to answer."""
 
@@ -168,7 +170,7 @@ class BrokerAnswered(Fact, frozen=True, kw_only=True, tag="order.broker_answered
     latency_s: Decimal = ZERO
 
 
-class SendAbandoned(Fact, frozen=True, kw_only=True, tag="order.send_abandoned"):
+class SendAbandoned(Fact, frozen=True, kw_only=True, gc=False, tag="order.send_abandoned"):
     """The attempt provably did not reach the broker (`code`/`reason` as the terminal gave them)."""
 
     attempt: int
@@ -176,7 +178,7 @@ class SendAbandoned(Fact, frozen=True, kw_only=True, tag="order.send_abandoned")
     reason: str
 
 
-class OutcomeUnknown(Fact, frozen=True, kw_only=True, tag="order.outcome_unknown"):
+class OutcomeUnknown(Fact, frozen=True, kw_only=True, gc=False, tag="order.outcome_unknown"):
     """The attempt may or may not have taken effect. Only evidence or an operator's word ends this."""
 
     attempt: int
@@ -185,7 +187,7 @@ class OutcomeUnknown(Fact, frozen=True, kw_only=True, tag="order.outcome_unknown
     symbol: str = ""
 
 
-class OutcomeProbed(Fact, frozen=True, kw_only=True, tag="order.outcome_probed"):
+class OutcomeProbed(Fact, frozen=True, kw_only=True, gc=False, tag="order.outcome_probed"):
     """The broker was asked for traces of the attempt. `complete`: all four queries succeeded while connected.
     Recorded when what it shows changes, not on every repetition."""
 
@@ -195,7 +197,7 @@ class OutcomeProbed(Fact, frozen=True, kw_only=True, tag="order.outcome_probed")
     reason: str = ""
 
 
-class OutcomeResolved(Fact, frozen=True, kw_only=True, tag="order.outcome_resolved"):
+class OutcomeResolved(Fact, frozen=True, kw_only=True, gc=False, tag="order.outcome_resolved"):
     """How an unknown outcome ended: `found` or `absent`, by `evidence`, with what proves it."""
 
     attempt: int
@@ -206,7 +208,7 @@ class OutcomeResolved(Fact, frozen=True, kw_only=True, tag="order.outcome_resolv
     symbol: str = ""
 
 
-class Fill(Fact, frozen=True, kw_only=True):
+class Fill(Fact, frozen=True, kw_only=True, gc=False):
     """A deal of ours. `remaining_volume` counts after this fill; `requested_price` is None when none was asked."""
 
     symbol: str
@@ -236,15 +238,15 @@ class Fill(Fact, frozen=True, kw_only=True):
     raw: Deal | None = None
 
 
-class OrderPartiallyFilled(Fill, frozen=True, kw_only=True, tag="order.partially_filled"):
+class OrderPartiallyFilled(Fill, frozen=True, kw_only=True, gc=False, tag="order.partially_filled"):
     """A fill that leaves volume open."""
 
 
-class OrderFilled(Fill, frozen=True, kw_only=True, tag="order.filled"):
+class OrderFilled(Fill, frozen=True, kw_only=True, gc=False, tag="order.filled"):
     """The fill that completes the order."""
 
 
-class OrderRejected(Fact, frozen=True, kw_only=True, tag="order.rejected"):
+class OrderRejected(Fact, frozen=True, kw_only=True, gc=False, tag="order.rejected"):
     """The broker said no (`order_check` or `order_send`), finally."""
 
     symbol: str
@@ -257,7 +259,7 @@ class OrderRejected(Fact, frozen=True, kw_only=True, tag="order.rejected"):
     advice: str = ""
 
 
-class OrderFailed(Fact, frozen=True, kw_only=True, tag="order.failed"):
+class OrderFailed(Fact, frozen=True, kw_only=True, gc=False, tag="order.failed"):
     """The order ended by the system, not by the broker: proven absent after an unknown outcome, or never sent."""
 
     symbol: str
@@ -267,7 +269,7 @@ class OrderFailed(Fact, frozen=True, kw_only=True, tag="order.failed"):
     retriable: bool = False
 
 
-class AnomalyDetected(Fact, frozen=True, kw_only=True, tag="order.anomaly_detected"):
+class AnomalyDetected(Fact, frozen=True, kw_only=True, gc=False, tag="order.anomaly_detected"):
     """A fact that does not fit its request. The fact itself stands beside it; a person must look."""
 
     kind: str
@@ -278,7 +280,7 @@ class AnomalyDetected(Fact, frozen=True, kw_only=True, tag="order.anomaly_detect
 # --- account/{login}, inbox/{date} ------------------------------------------------------------------------------
 
 
-class AccountConnected(Fact, frozen=True, kw_only=True, tag="account.connected"):
+class AccountConnected(Fact, frozen=True, kw_only=True, gc=False, tag="account.connected"):
     login: int
     server: str
     currency: str
@@ -289,13 +291,13 @@ class AccountConnected(Fact, frozen=True, kw_only=True, tag="account.connected")
     broker_utc_offset_s: int = 0
 
 
-class AccountDisconnected(Fact, frozen=True, kw_only=True, tag="account.disconnected"):
+class AccountDisconnected(Fact, frozen=True, kw_only=True, gc=False, tag="account.disconnected"):
     login: int
     server: str
     reason: str
 
 
-class MessageRejected(Fact, frozen=True, kw_only=True, tag="inbox.message_rejected"):
+class MessageRejected(Fact, frozen=True, kw_only=True, gc=False, tag="inbox.message_rejected"):
     """A message that names no order we could open a stream for."""
 
     reasons: tuple[str, ...]
@@ -307,7 +309,7 @@ class MessageRejected(Fact, frozen=True, kw_only=True, tag="inbox.message_reject
 # --- writer -----------------------------------------------------------------------------------------------------
 
 
-class LedgerCreated(Fact, frozen=True, kw_only=True, tag="writer.ledger_created"):
+class LedgerCreated(Fact, frozen=True, kw_only=True, gc=False, tag="writer.ledger_created"):
     """The first event: what this ledger is bound to. Checked at every start."""
 
     ledger_id: str
@@ -315,13 +317,13 @@ class LedgerCreated(Fact, frozen=True, kw_only=True, tag="writer.ledger_created"
     server: str
 
 
-class Checkpointed(Fact, frozen=True, kw_only=True, tag="writer.checkpointed"):
+class Checkpointed(Fact, frozen=True, kw_only=True, gc=False, tag="writer.checkpointed"):
     """The orders that are open at this point, so that a start reads only what follows."""
 
     open_orders: tuple[str, ...]
 
 
-class BatchSealed(Fact, frozen=True, kw_only=True, tag="writer.batch_sealed", omit_defaults=False):
+class BatchSealed(Fact, frozen=True, kw_only=True, gc=False, tag="writer.batch_sealed", omit_defaults=False):
     """The seal of one commit. `root` is the RFC 9162 Merkle root over the events `first` to `last`, `previous`
     the digest of the seal before. `digest` closes the stored bytes and covers all that stands before it."""
 
@@ -358,7 +360,7 @@ Event = (
 )
 
 
-class Source(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Source(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """Where the cause of an event came from: a NATS message, or a caller of the control service."""
 
     subject: str = ""
@@ -368,7 +370,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     traceparent: str = ""
 
 
-class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Envelope(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """One stored event. `data` stands last: the seal's digest relies on being the end of the stored bytes."""
 
     seq: int
@@ -385,7 +387,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     data: Event
 
 
-class Recorded(msgspec.Struct, frozen=True):
+class Recorded(msgspec.Struct, frozen=True, gc=False):
     """An event as it is stored: `seq` is dense over the ledger, `version` over its stream, `state` the bytes."""
 
     seq: int

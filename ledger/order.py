@@ -131,7 +131,7 @@ OUTCOMES: Final = (
 )
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True):
+class Order(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The state of one order. `version` is that of its stream; `sent` the request of the current attempt."""
 
     order_id: str

@@ -36,7 +36,7 @@ ORDER_STATE_REJECTED: Final = 5
 ORDER_STATE_EXPIRED: Final = 6
 
 
-class TradeRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class TradeRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """MqlTradeRequest: every field the binding knows; an absent one is 0 or empty."""
 
     action: int
@@ -58,7 +58,7 @@ class TradeRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     comment: str = ""
 
 
-class TradeResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class TradeResult(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """MqlTradeResult. `price` and `volume` may be 0, `deal` is 0 until it is known; no costs, no symbol, no time."""
 
     retcode: int
@@ -73,7 +73,7 @@ class TradeResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     retcode_external: int = 0
 
 
-class CheckResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class CheckResult(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """MqlTradeCheckResult. Success is retcode 0, not 10009."""
 
     retcode: int
@@ -86,7 +86,7 @@ class CheckResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     comment: str = ""
 
 
-class Deal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Deal(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """TradeDeal: an execution. Its ticket is the key of a fill; costs are here and nowhere else."""
 
     ticket: int
@@ -108,7 +108,7 @@ class Deal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     external_id: str = ""
 
 
-class BrokerOrder(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class BrokerOrder(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """TradeOrder, working or in history."""
 
     ticket: int
@@ -134,7 +134,7 @@ class BrokerOrder(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     external_id: str = ""
 
 
-class Position(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Position(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """TradePosition. `identifier` is the lasting key; `ticket` changes on a netting reversal."""
 
     ticket: int

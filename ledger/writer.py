@@ -39,8 +39,8 @@ from ledger.seal import GENESIS, close_seal, leaf_hash, merkle_root
 from ledger.store import EventStore, VersionTaken, WriterLock, last_seal
 
 MAX_BATCH: Final = 256
-MAX_ENDED_ORDERS: Final = 20_000
-MAX_TAIL: Final = 50_000
+MAX_ENDED_ORDERS: Final = 5_000
+MAX_TAIL: Final = 20_000
 CHECKPOINT_EVERY: Final = 20_000
 HEAD_CHECK_S: Final = 1.0
 COMMIT_ATTEMPTS: Final = 5
@@ -121,7 +121,8 @@ class Tail:
         if self._head > after:
             return
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._moved.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._moved.wait()
 
 
 class Ledger:
@@ -312,7 +313,8 @@ class Ledger:
                 if not self._queue:
                     self._wake.clear()
                     try:
-                        await asyncio.wait_for(self._wake.wait(), HEAD_CHECK_S)
+                        async with asyncio.timeout(HEAD_CHECK_S):
+                            await self._wake.wait()
                     except TimeoutError:
                         await self._check_head()
                     continue

@@ -30,6 +30,19 @@ _SETTINGS: Final = {"async_insert": 0, "insert_deduplicate": 0}
 _DATA_CODES: Final = frozenset({6, 27, 53, 69, 70, 72, 131, 321, 349, 407})
 _SCHEMA_CODES: Final = frozenset({16, 36, 44, 47, 60, 62, 81, 122})
 
+_FOREIGN: Final = "SELECT any(ledger_id) FROM {database}.order_events WHERE ledger_id != {ledger:String}"
+# A compressed bitmap counts distinct numbers exactly, and dense ones in little memory.
+_EXTENT: Final = "SELECT max(seq), groupBitmap(seq) FROM {database}.order_events WHERE ledger_id = {ledger:String}"
+_LAST_FILL: Final = "SELECT max(seq) FROM {database}.executions WHERE ledger_id = {ledger:String}"
+_FIRST_GAP: Final = (
+    "SELECT min(place) FROM (SELECT seq, row_number() OVER (ORDER BY seq) AS place FROM "
+    "(SELECT DISTINCT seq FROM {database}.order_events WHERE ledger_id = {ledger:String})) WHERE seq != place"
+)
+_LAST_SEAL: Final = (
+    "SELECT seq, stream, stream_version, event, data FROM {database}.order_events "
+    "WHERE ledger_id = {ledger:String} AND event = {seal:String} AND seq <= {seq:UInt64} ORDER BY seq DESC LIMIT 1"
+)
+
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
     """Where ClickHouse is: a folder (the embedded engine) or a server. `https` by `secure`."""
@@ -68,6 +81,7 @@ def connect(target: Target) -> "Client":
             send_receive_timeout=60,
             query_retries=0,
             autogenerate_session_id=False,
+            compress=target.host not in ("127.0.0.1", "localhost", "::1"),
         )
     except ClickHouseError as error:
         raise translated(error) from error
@@ -132,41 +146,23 @@ class ClickHouseSink:
             self._client = None
 
     def _position(self) -> Position | None:
-        events, executions = f"{self._database}.order_events", f"{self._database}.executions"
         mine = {"ledger": self._ledger_id}
         if self._exclusive:
-            foreign = self._rows(f"SELECT any(ledger_id) FROM {events} WHERE ledger_id != {{ledger:String}}", mine)
+            foreign = self._rows(_FOREIGN, mine)
             if foreign and foreign[0][0]:
                 raise SinkRefused(
                     f"{self.name} belongs to ledger {foreign[0][0]}, not to {self._ledger_id}",
                     "correct the data folder or move the ClickHouse folder away: it is rebuilt from the ledger",
                 )
-        # A compressed bitmap counts distinct numbers exactly, and dense ones in little memory.
-        where = "WHERE ledger_id = {ledger:String}"
-        ((highest, distinct),) = self._rows(f"SELECT max(seq), groupBitmap(seq) FROM {events} {where}", mine)
-        ((fills,),) = self._rows(f"SELECT max(seq) FROM {executions} {where}", mine)
+        ((highest, distinct),) = self._rows(_EXTENT, mine)
+        ((fills,),) = self._rows(_LAST_FILL, mine)
         if not highest and not fills:
             return None
-        complete = highest if distinct == highest else self._before_gap()
-        seal = self._rows(
-            f"SELECT seq, stream, stream_version, event, data FROM {events} {where} AND event = {{seal:String}} "
-            "AND seq <= {seq:UInt64} ORDER BY seq DESC LIMIT 1",
-            {**mine, "seal": SEALED, "seq": complete},
-            formats={"data": "bytes"},
-        )
+        complete = highest if distinct == highest else int(self._rows(_FIRST_GAP, mine)[0][0]) - 1
+        seal = self._rows(_LAST_SEAL, {**mine, "seal": SEALED, "seq": complete}, formats={"data": "bytes"})
         if not seal:
             return Position(0, "", max(highest, fills))
         return position_of(Recorded(*seal[0]), max(highest, fills))
-
-    def _before_gap(self) -> int:
-        """The last seq before the first gap."""
-        rows = self._rows(
-            "SELECT min(place) FROM (SELECT seq, row_number() OVER (ORDER BY seq) AS place FROM "
-            f"(SELECT DISTINCT seq FROM {self._database}.order_events WHERE ledger_id = {{ledger:String}})) "
-            "WHERE seq != place",
-            {"ledger": self._ledger_id},
-        )
-        return int(rows[0][0]) - 1
 
     def _write(self, batch: Batch) -> None:
         pairs = list(zip(batch.records, batch.envelopes, strict=True))
@@ -187,7 +183,8 @@ class ClickHouseSink:
         )
 
     def _rows(self, sql: str, parameters: dict[str, Any], formats: Any = None) -> Any:
-        return self._opened().query(sql, parameters=parameters, column_formats=formats).result_rows
+        named = sql.replace("{database}", self._database)
+        return self._opened().query(named, parameters=parameters, column_formats=formats).result_rows
 
     def _opened(self) -> "Client":
         if self._client is None:

@@ -141,7 +141,7 @@ def statement_problem(statement: str, names: Names) -> str:
     return ""
 
 
-class _Session:
+class Session:
     """One read-only connection; used by one thread at a time."""
 
     def __init__(self, path: str, limits: Limits) -> None:
@@ -176,24 +176,35 @@ class _Session:
         asking_models = frozenset(name for name in functions if name.startswith("ai"))
         return Names(frozenset({"file", "eval", "python", "executable"}) | asking_models, reaching)
 
-    def run(self, sql: str, database: str, default_format: str, params: dict[str, str]) -> Answer:
+    def run(self, query: bytes, database: str, default_format: str, params: dict[str, str]) -> Answer:
         """The answer as bytes. Raises QueryError."""
+        try:
+            sql = query.decode()
+        except UnicodeDecodeError:
+            raise QueryError(62, "the query is not UTF-8. (SYNTAX_ERROR)") from None
         statement = self._call("SELECT formatQuerySingleLine({q:String})", "TSVRaw", {"q": _escaped(sql)}).decode()
         statement = statement.rstrip("\n")
         problem = statement_problem(statement, self._names)
         if problem:
             raise QueryError(164, f"Cannot execute query in readonly mode: {problem}. (READONLY)")
-        if database:
-            self._call("USE `" + database.replace("\\", "\\\\").replace("`", "\\`") + "`", "TSV", {})
+        self.use(database)
         body = self._call(statement, default_format, params)
         named = _FORMAT.search(statement)
         return Answer(body, named[1] if named else default_format)
 
-    def setting(self, name: str) -> str | None:
-        """The value of a setting, None when there is none of that name."""
-        sql = "SELECT value FROM system.settings WHERE name = {n:String}"
-        found = self._call(sql, "TSVRaw", {"n": _escaped(name)})
-        return found.decode().rstrip("\n") if found else None
+    def use(self, database: str) -> None:
+        """Makes a database the one that bare table names belong to."""
+        self._call("USE `" + database.replace("\\", "\\\\").replace("`", "\\`") + "`", "TSV", {})
+
+    def check_settings(self, settings: dict[str, str]) -> None:
+        """Settings of a request: none may change anything. Raises QueryError."""
+        for name, value in settings.items():
+            sql = "SELECT value FROM system.settings WHERE name = {n:String}"
+            current = self._call(sql, "TSVRaw", {"n": _escaped(name)})
+            if not current:
+                raise QueryError(115, f"Unknown setting '{name}'. (UNKNOWN_SETTING)")
+            if current.decode().rstrip("\n") != value:
+                raise QueryError(164, f"Cannot modify '{name}' setting in readonly mode. (READONLY)")
 
     def close(self) -> None:
         self._engine.close()
@@ -233,8 +244,8 @@ class Endpoint:
         self._path, self._host, self._port, self._database = path, host, port, database
         self._limits = limits or Limits()
         self._threads = ThreadPoolExecutor(self._limits.side_by_side, thread_name_prefix="endpoint")
-        self._free: asyncio.Queue[_Session] = asyncio.Queue()
-        self._sessions: list[_Session] = []
+        self._free: asyncio.Queue[Session] = asyncio.Queue()
+        self._sessions: list[Session] = []
         self._waiting = 0
         self._version = ""
         self._runner: web.AppRunner | None = None
@@ -264,8 +275,8 @@ class Endpoint:
             await self._in_thread(self._sessions.pop().close)
         self._threads.shutdown(wait=False)
 
-    def _open_session(self) -> _Session:
-        return _Session(self._path, self._limits)
+    def _open_session(self) -> Session:
+        return Session(self._path, self._limits)
 
     async def _in_thread(self, work: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
@@ -307,10 +318,7 @@ class Endpoint:
     async def _answer(self, fields: dict[str, str], body: bytes) -> Answer:
         if self._waiting >= self._limits.waiting:
             raise QueryError(202, "too many simultaneous queries. (TOO_MANY_SIMULTANEOUS_QUERIES)")
-        try:
-            text = "\n".join(part for part in (fields.get("query", ""), body.decode()) if part)
-        except UnicodeDecodeError:
-            raise QueryError(62, "the query is not UTF-8. (SYNTAX_ERROR)") from None
+        query = b"\n".join(part for part in (fields.get("query", "").encode(), body) if part)
         output = fields.get("default_format", "TabSeparated")
         if re.fullmatch(r"\w{1,64}", output) is None:
             raise QueryError(73, "unknown format. (UNKNOWN_FORMAT)")
@@ -321,9 +329,13 @@ class Endpoint:
             session = await self._free.get()
         finally:
             self._waiting -= 1
-        work = asyncio.ensure_future(
-            self._in_thread(_run, session, settings, text, fields.get("database") or self._database, output, params)
-        )
+        database = fields.get("database") or self._database
+
+        def answered() -> Answer:
+            session.check_settings(settings)
+            return session.run(query, database, output, params)
+
+        work = asyncio.ensure_future(self._in_thread(answered))
         # The connection is free when its thread is done, also when the client has gone.
         work.add_done_callback(lambda _: self._free.put_nowait(session))
         answer: Answer = await asyncio.shield(work)
@@ -360,18 +372,6 @@ _CONTENT_TYPES: Final = {
     "PrettyCompact": "text/plain; charset=UTF-8",
     "Vertical": "text/plain; charset=UTF-8",
 }
-
-
-def _run(
-    session: _Session, settings: dict[str, str], sql: str, database: str, output: str, params: dict[str, str]
-) -> Answer:
-    for name, value in settings.items():
-        current = session.setting(name)
-        if current is None:
-            raise QueryError(115, f"Unknown setting '{name}'. (UNKNOWN_SETTING)")
-        if current != value:
-            raise QueryError(164, f"Cannot modify '{name}' setting in readonly mode. (READONLY)")
-    return session.run(sql, database, output, params)
 
 
 def _failure(error: QueryError, query_id: str, status: int | None = None) -> web.Response:

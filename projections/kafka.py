@@ -9,6 +9,7 @@ ledgers may share the topic; records are told apart by the ledger id in `event_i
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -17,7 +18,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.helpers import create_ssl_context
 from aiokafka.structs import ConsumerRecord
 
-from ledger.events import Recorded, decode
+from ledger.events import Recorded
 from projections.follower import Batch, Position, SinkRefused, SinkUnavailable
 from projections.records import TOPIC, audit_record, position_of, recorded_from_headers
 
@@ -82,12 +83,18 @@ class KafkaSink:
         producer = self._producer
         if producer is None:
             raise SinkUnavailable("Kafka is not connected")
+        sent: list[asyncio.Future[Any]] = []
         try:
             with _translated():
                 async with asyncio.timeout(4 * _CALL_S), producer.transaction():
-                    sent = [await self._send(producer, one, int(at * 1000)) for one, at in _timed(batch)]
-                    await asyncio.gather(*sent)
+                    for recorded in batch.records:
+                        sent.append(await self._send(producer, recorded))
+                    await producer.flush()
+                    for future in sent:
+                        future.result()
         except BaseException:
+            for future in sent:
+                future.add_done_callback(_looked_at)
             # After an indefinite error a producer can stay stuck: it is not used again.
             self._producer = None
             await _ended(producer)
@@ -98,14 +105,15 @@ class KafkaSink:
         if producer is not None:
             await _ended(producer)
 
-    async def _send(self, producer: AIOKafkaProducer, recorded: Recorded, timestamp_ms: int) -> "asyncio.Future[Any]":
+    async def _send(self, producer: AIOKafkaProducer, recorded: Recorded) -> "asyncio.Future[Any]":
         record = audit_record(recorded)
+        recorded_at = datetime.fromisoformat(record.headers["recorded_at"])
         future: asyncio.Future[Any] = await producer.send(
             self._topic,
             key=record.key.encode(),
             value=recorded.state,
             headers=[(name, value.encode()) for name, value in record.headers.items()],
-            timestamp_ms=timestamp_ms,
+            timestamp_ms=int(recorded_at.timestamp() * 1000),
         )
         return future
 
@@ -115,7 +123,7 @@ class KafkaSink:
             await admin.start()
             if self._topic not in await admin.list_topics():
                 await self._make_topic(admin)
-            while not await self._know_partitions(admin):
+            while not await self._know_partitions(admin):  # noqa: ASYNC110  # no event tells of a new leader
                 await asyncio.sleep(0.05)
         finally:
             await admin.close()
@@ -214,9 +222,10 @@ def client_options(options: dict[str, str]) -> dict[str, Any]:
     return arguments
 
 
-def _timed(batch: Batch) -> list[tuple[Recorded, float]]:
-    """Each event with the time it was recorded (s since 1970), which becomes the record's timestamp."""
-    return [(one, decode(one).recorded_at.timestamp()) for one in batch.records]
+def _looked_at(future: "asyncio.Future[Any]") -> None:
+    """Takes note of an outcome that the failure of the whole transaction already covers."""
+    if not future.cancelled():
+        future.exception()
 
 
 async def _settled(

@@ -31,6 +31,13 @@ _RECORD: Final = (
     ") ENGINE = ReplacingMergeTree(changed_at) ORDER BY version COMMENT 'Which schema files were applied'"
 )
 
+_RECORDED: Final = (
+    "SELECT version, name, checksum, toString(state) FROM {database}.schema_migrations FINAL ORDER BY version"
+)
+_WRITE: Final = (
+    "INSERT INTO {database}.schema_migrations SELECT {v:UInt32}, {n:String}, {c:String}, {s:String}, now64(6)"
+)
+
 
 class Migration(msgspec.Struct, frozen=True):
     """One file. `statements` still name the database `{database}`."""
@@ -71,9 +78,7 @@ def check_database(name: str) -> str:
 
 def pending(client: "Client", database: str, migrations: Sequence[Migration]) -> list[Migration]:
     """What is still to be applied. Raises SinkRefused for a changed file or a newer schema than ours."""
-    rows = client.query(
-        f"SELECT version, name, checksum, toString(state) FROM {database}.schema_migrations FINAL ORDER BY version"
-    ).result_rows
+    rows = client.query(_RECORDED.replace("{database}", database)).result_rows
     known = {one.version: one for one in migrations}
     applied = set()
     for version, name, checksum, state in rows:
@@ -135,9 +140,4 @@ def check(client: "Client", database: str) -> None:
 
 def _record(client: "Client", database: str, migration: Migration, state: str) -> None:
     values: dict[str, Any] = {"v": migration.version, "n": migration.name, "c": migration.checksum, "s": state}
-    client.command(
-        f"INSERT INTO {database}.schema_migrations "
-        "SELECT {v:UInt32}, {n:String}, {c:String}, {s:String}, now64(6)",
-        parameters=values,
-        settings={"async_insert": 0},
-    )
+    client.command(_WRITE.replace("{database}", database), parameters=values, settings={"async_insert": 0})

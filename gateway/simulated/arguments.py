@@ -84,7 +84,7 @@ def read_request(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
             raise BadArgument(f'Invalid "{name}" argument')
         else:
             # Subclasses (bool, numpy.float64) become what the terminal keeps.
-            fields.append(value if kind is str else float(value) if kind is float else int(value))
+            fields.append(str(value) if kind is str else float(value) if kind is float else int(value))
     return fields
 
 

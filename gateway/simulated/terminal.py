@@ -68,7 +68,7 @@ def load(folder: Path, *, seed: int = 1, options: tuple[str, ...] = ()) -> types
         if name.isupper():
             setattr(module, name, value)
     for struct in vars(structs).values():
-        if isinstance(struct, type) and issubclass(struct, structs.StructSequence):
+        if isinstance(struct, type) and struct.__base__ is structs.StructSequence:
             setattr(module, struct.__name__, struct)
     for name in _Terminal.FUNCTIONS:
         setattr(module, name, _guarded(terminal, getattr(terminal, name), _Terminal.FUNCTIONS[name]))

@@ -11,7 +11,10 @@ def test_the_constants_are_those_of_the_package() -> None:
     exported = {name: value for name, value in vars(constants).items() if not name.startswith("_")}
     listing = "\n".join(f"{name}={value}" for name, value in sorted(exported.items()))
     assert len(exported) == 223
-    assert hashlib.sha256(listing.encode()).hexdigest() == "d7de17a5e558f0a10afd43624e300669a9be0f07fb4cafec4d5052bf0bef2f51"
+    assert (
+        hashlib.sha256(listing.encode()).hexdigest()
+        == "d7de17a5e558f0a10afd43624e300669a9be0f07fb4cafec4d5052bf0bef2f51"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,109 @@
+"""One Apache Kafka node (KRaft) for all tests of a run, on free loopback ports in a fresh folder."""
+
+import atexit
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+from typing import Final
+
+from tests.servers import free_port, need, stop_process, wait_for_port
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+POM: Final = Path(__file__).resolve().parent / "kafka" / "pom.xml"
+CLUSTER_ID: Final = "4L6g3nShT-eMCtK--X86sw"
+_lock = threading.Lock()
+_running: list["KafkaServer"] = []
+
+
+class KafkaServer:
+    """A node with `brokers` to connect to. `kill` and `start` again keep its data."""
+
+    def __init__(self, jars: Path) -> None:
+        self._jars = jars
+        self._folder = Path(tempfile.mkdtemp(prefix="kafka-"))
+        self._port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.brokers = f"127.0.0.1:{self._port}"
+        controller = free_port()
+        settings = {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "controller.quorum.voters": f"1@127.0.0.1:{controller}",
+            "listeners": f"PLAINTEXT://127.0.0.1:{self._port},CONTROLLER://127.0.0.1:{controller}",
+            "advertised.listeners": f"PLAINTEXT://{self.brokers}",
+            "controller.listener.names": "CONTROLLER",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "log.dirs": str(self._folder / "data"),
+            "offsets.topic.replication.factor": "1",
+            "offsets.topic.num.partitions": "1",
+            "transaction.state.log.replication.factor": "1",
+            "transaction.state.log.min.isr": "1",
+            "transaction.state.log.num.partitions": "1",
+            "auto.create.topics.enable": "false",
+            "group.initial.rebalance.delay.ms": "0",
+        }
+        self._config = self._folder / "server.properties"
+        self._config.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+        self._java("kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(self._config))
+
+    def start(self) -> None:
+        log = self._folder / "log"
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                ["java", "-Xmx384m", "-cp", f"{self._jars}/*", "kafka.Kafka", str(self._config)],
+                stdout=output,
+                stderr=output,
+                cwd=self._folder,
+                start_new_session=True,
+            )
+        wait_for_port(self._port, self._process, 60.0, log)
+
+    def kill(self) -> None:
+        """As a crash would."""
+        if self._process is not None:
+            stop_process(self._process, signal.SIGKILL)
+
+    def remove(self) -> None:
+        self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _java(self, *arguments: str) -> None:
+        command = ["java", "-cp", f"{self._jars}/*", *arguments]
+        done = subprocess.run(command, capture_output=True, cwd=self._folder, check=False, timeout=60)
+        if done.returncode:
+            raise RuntimeError(f"{arguments[0]} failed: {done.stderr.decode(errors='replace')[-2000:]}")
+
+
+def kafka_server() -> KafkaServer:
+    """The node of this test run, started when first asked for; skips where Java or Maven is missing."""
+    need(shutil.which("java"), "Java for Apache Kafka")
+    with _lock:
+        if not _running:
+            server = KafkaServer(_jars())
+            atexit.register(server.remove)
+            server.start()
+            _running.append(server)
+        return _running[0]
+
+
+def _jars() -> Path:
+    """The folder of the jars, filled by Maven once per version of the POM."""
+    version = hashlib.sha256(POM.read_bytes()).hexdigest()[:12]
+    folder = ROOT / ".cache" / "kafka" / version
+    if not folder.exists():
+        need(shutil.which("mvn"), "Maven to fetch Apache Kafka")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(dir=folder.parent))
+        command = ["mvn", "-q", "-B", "-f", str(POM), "dependency:copy-dependencies", f"-DoutputDirectory={fresh}"]
+        done = subprocess.run(command, capture_output=True, check=False, timeout=300, env={**os.environ})
+        if done.returncode or not list(fresh.glob("kafka_*.jar")):
+            shutil.rmtree(fresh, ignore_errors=True)
+            need(False, f"the jars of Apache Kafka (Maven: {done.stdout.decode(errors='replace')[-300:].strip()})")
+        fresh.chmod(0o755)
+        fresh.rename(folder)
+    return folder

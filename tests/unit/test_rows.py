@@ -1,0 +1,142 @@
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ledger.events import Envelope, OrderFilled, OrderPartiallyFilled, Recorded, decode, encode
+from projections.rows import (
+    EXECUTIONS,
+    ORDER_EVENTS,
+    execution_row,
+    fit,
+    microseconds,
+    order_event_row,
+    slippage_of,
+    slippage_points_of,
+)
+from tests.history import BEGINNING, History, full_fill, partial_fill
+
+
+def recorded(event: OrderFilled | OrderPartiallyFilled) -> tuple[Recorded, Envelope]:
+    envelope = Envelope(
+        seq=7, event_id="led:7", schema_version=1, recorded_at=BEGINNING, account="5001", actor="broker", data=event
+    )
+    return Recorded(7, "order/ord_1", 4, event.topic(), encode(envelope)), envelope
+
+
+def named(row: tuple[object, ...] | None) -> dict[str, object]:
+    assert row is not None
+    return dict(zip(EXECUTIONS, row, strict=True))
+
+
+def test_a_buy_that_paid_more_than_asked_has_positive_slippage() -> None:
+    assert slippage_of(partial_fill(side="buy", price=Decimal("1.10007"))) == Decimal("0.00007")
+    assert slippage_of(partial_fill(side="buy", price=Decimal("1.09990"))) == Decimal("-0.0001")
+
+
+def test_a_sell_that_got_less_than_asked_has_positive_slippage() -> None:
+    assert slippage_of(partial_fill(side="sell", price=Decimal("1.09990"))) == Decimal("0.0001")
+    assert slippage_points_of(partial_fill(side="sell", price=Decimal("1.09990"))) == 10
+
+
+def test_without_a_requested_price_there_is_no_slippage() -> None:
+    row = named(execution_row(*recorded(partial_fill(requested_price=None))))
+    assert (row["requested_price"], row["slippage"], row["slippage_points"]) == (None, 0, None)
+
+
+def test_without_a_known_point_the_slippage_has_no_points() -> None:
+    row = named(execution_row(*recorded(partial_fill(point=None))))
+    assert row["slippage"] == Decimal("0.00002")
+    assert row["slippage_points"] is None
+
+
+def test_an_execution_is_named_by_its_event() -> None:
+    row = named(execution_row(*recorded(full_fill())))
+    assert (row["execution_id"], row["ledger_id"], row["order_id"]) == ("led:7", "led", "ord_1")
+    assert (row["account"], row["stream_version"], row["seq"]) == ("5001", 4, 7)
+
+
+def test_the_execution_time_is_the_brokers_in_utc_and_ours_where_it_gave_none() -> None:
+    late = BEGINNING.replace(hour=13)
+    assert named(execution_row(*recorded(full_fill(broker_time=late))))["execution_timestamp"] == microseconds(late)
+    assert named(execution_row(*recorded(full_fill(broker_time=None))))["execution_timestamp"] == microseconds(
+        BEGINNING
+    )
+
+
+def test_only_fills_make_executions() -> None:
+    history = History().orders(1)
+    rows = [execution_row(one, decode(one)) for one in history.records]
+    assert sum(row is not None for row in rows) == 2
+
+
+def test_every_event_makes_a_row_with_its_bytes_verbatim() -> None:
+    for one in History().orders(3).records:
+        row = dict(zip(ORDER_EVENTS, order_event_row(one, decode(one)), strict=True))
+        assert row["data"] is one.state
+        assert (row["seq"], row["stream"], row["stream_version"], row["event"]) == (
+            one.seq,
+            one.stream,
+            one.version,
+            one.topic,
+        )
+
+
+def test_only_order_streams_name_an_order() -> None:
+    rows = [dict(zip(ORDER_EVENTS, order_event_row(one, decode(one)), strict=True)) for one in History().records]
+    assert {row["order_id"] for row in rows} == {""}
+
+
+@pytest.mark.parametrize(
+    ("value", "fits", "stored"),
+    [
+        ("9999999999.99999999", True, "9999999999.99999999"),
+        ("10000000000", False, "9999999999.99999999"),
+        ("-10000000000", False, "-9999999999.99999999"),
+        ("9999999999.999999999", False, "9999999999.99999999"),
+        ("0.000000005", False, "0"),
+        ("0.000000015", False, "0.00000002"),
+        ("1.100000000", True, "1.1"),
+        ("1E+400000", False, "9999999999.99999999"),
+        ("NaN", False, "0"),
+        ("-Infinity", False, "0"),
+    ],
+)
+def test_what_does_not_fit_a_column_is_bounded_and_said(value: str, fits: bool, stored: str) -> None:
+    assert fit(Decimal(value)) == (fits, Decimal(stored))
+
+
+def test_a_row_names_the_columns_that_are_not_exact() -> None:
+    row = named(execution_row(*recorded(full_fill(profit=Decimal("1e11"), swap=Decimal("0.123456789")))))
+    assert row["inexact"] == ["swap", "profit"]
+    assert row["profit"] == Decimal("9999999999.99999999")
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False))
+def test_every_finite_number_ends_within_the_bounds_of_its_column(value: Decimal) -> None:
+    _, stored = fit(value)
+    assert abs(stored) < 10**10
+    assert stored == stored.quantize(Decimal("1e-8"))
+
+
+@given(st.datetimes(min_value=datetime(1970, 1, 1), max_value=datetime(2299, 1, 1)))
+def test_microseconds_are_exact(moment: datetime) -> None:
+    there = moment.replace(tzinfo=UTC)
+    back = datetime.fromtimestamp(microseconds(there) // 1_000_000, UTC)
+    assert back.replace(microsecond=microseconds(there) % 1_000_000) == there
+
+
+def test_the_same_event_always_gives_the_same_rows() -> None:
+    first, second = History().orders(2).records, History().orders(2).records
+    for one, other in zip(first, second, strict=True):
+        assert execution_row(one, decode(one)) == execution_row(other, decode(other))
+        assert order_event_row(one, decode(one)) == order_event_row(other, decode(other))
+
+
+def test_a_row_survives_a_new_field_in_the_event() -> None:
+    one, _ = recorded(full_fill())
+    newer = msgspec.structs.replace(one, state=one.state.replace(b'"symbol"', b'"from_the_future":1,"symbol"'))
+    assert named(execution_row(newer, decode(newer)))["symbol"] == "EURUSD"
