@@ -278,9 +278,10 @@ def _outcomes(exchange: Exchange, missing: str, count: int) -> list[Outcome]:
         return [NotSent(0, missing)] * count
     outcomes: list[Outcome] = []
     for frame in exchange.replies:
-        reply = decode_outcome(frame)
-        failed = reply.failed
-        outcomes.append(reply.value or Unknown(*((failed.code, failed.text) if failed else (0, "an empty reply"))))
+        try:
+            outcomes.append(decode_outcome(frame).value or Unknown(0, "the terminal process gave no outcome"))
+        except msgspec.MsgspecError as error:
+            outcomes.append(Unknown(0, f"the terminal process answered unreadably: {error}"))
     if len(outcomes) < count:
         outcomes.append(Unknown(0, missing))
     behind = NotSent(0, missing) if exchange.proven else Unknown(0, missing)
@@ -290,7 +291,10 @@ def _outcomes(exchange: Exchange, missing: str, count: int) -> list[Outcome]:
 def _value(exchange: Exchange, missing: str, decode: Callable[[bytes], Reply[T]]) -> T | None:
     if not exchange.replies:
         raise TerminalError(missing)
-    reply = decode(exchange.replies[-1])
+    try:
+        reply = decode(exchange.replies[-1])
+    except msgspec.MsgspecError as error:
+        raise TerminalError(f"the terminal process answered unreadably: {error}") from None
     if reply.failed is not None:
         kind = LoginRefused if reply.failed.refused else TerminalError
         raise kind(reply.failed.text, reply.failed.code)

@@ -181,7 +181,8 @@ class Session:
         try:
             sql = query.decode()
         except UnicodeDecodeError:
-            raise QueryError(62, "the query is not UTF-8. (SYNTAX_ERROR)") from None
+            # Only the rows of an insert need not be text.
+            raise QueryError(164, "Cannot execute query in readonly mode: it is not UTF-8. (READONLY)") from None
         statement = self._call("SELECT formatQuerySingleLine({q:String})", "TSVRaw", {"q": _escaped(sql)}).decode()
         statement = statement.rstrip("\n")
         problem = statement_problem(statement, self._names)

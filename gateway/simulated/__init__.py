@@ -7,7 +7,10 @@ finds what it did. Layers, each importing only those above it:
     market               symbols, sessions and prices: a pure function of (seed, symbol, time)
     state                accounts, orders, deals, positions: changed only by applying effects
     trading              the rules: order_check and order_send share one judgement
-    journal              effects on disk, replay, snapshot
+    queries              selections of orders, deals, positions, symbols
+    journal              effects on disk, replay, compaction
     link                 address, frames, and how a terminal finds or starts its broker
-    broker               the process                    terminal   the module object
+    arguments            how the package reads its arguments
+    broker               the process
+    terminal             the module object
 """

@@ -18,6 +18,7 @@ from gateway.simulated.state import Effect, State
 
 _HEADER: Final = struct.Struct("<II")
 COMPACT_ABOVE_BYTES: Final = 16 * 1024 * 1024
+COMPACT_BELOW: Final = 0.8  # of the effects: rewriting for less would cost more than it saves
 _COMPACT_BATCH: Final = 1000  # effects in one record of a compacted journal
 
 _encoder = msgspec.msgpack.Encoder()
@@ -42,7 +43,7 @@ class Journal:
     def replay(self, state: State) -> None:
         """Fills `state`, cuts an incomplete last record off, compacts a large file, and opens it for appending."""
         data = self.path.read_bytes() if self.path.exists() else b""
-        good = 0
+        good = effects = 0
         while good + _HEADER.size <= len(data):
             length, crc = _HEADER.unpack_from(data, good)
             payload = data[good + _HEADER.size : good + _HEADER.size + length]
@@ -50,9 +51,11 @@ class Journal:
                 break
             if zlib.crc32(payload) != crc:
                 raise JournalDamaged(f"{self.path}: record at byte {good} does not match its checksum")
-            state.apply(_decoder.decode(payload))
+            record = _decoder.decode(payload)
+            effects += len(record)
+            state.apply(record)
             good += _HEADER.size + length
-        if good > COMPACT_ABOVE_BYTES:
+        if good > COMPACT_ABOVE_BYTES and state.effects_needed < effects * COMPACT_BELOW:
             self._compact(state)
         elif good < len(data):
             os.truncate(self.path, good)

@@ -9,7 +9,7 @@ struct of the terminal is filled.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
@@ -296,7 +296,3 @@ class Market:
             "currency_profit": spec.currency_profit, "currency_margin": spec.currency_margin,
             "description": spec.description, "name": spec.name, "path": spec.path,
         }  # fmt: skip
-
-
-def symbols_by_name(specs: Iterable[SymbolSpec]) -> dict[str, SymbolSpec]:
-    return {spec.name: spec for spec in specs}

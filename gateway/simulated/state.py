@@ -220,6 +220,11 @@ class State:
         self.last_ms = max(self.last_ms, deal.time_msc)
         self.balance_cents += round((deal.profit + deal.commission + deal.swap + deal.fee) * CENTS)
 
+    @property
+    def effects_needed(self) -> int:
+        """How many `as_effects` would give."""
+        return 1 + len(self.moves) + len(self._order_rows) + len(self._deal_rows) + len(self.positions)
+
     def as_effects(self) -> Iterator[Effect]:
         """The shortest effects that make this state: what a compacted journal holds."""
         yield Created(self.world)

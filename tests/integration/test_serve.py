@@ -1,0 +1,270 @@
+"""`order-ledger serve`, from outside: one order's way through all real parts, bad input, start and stop."""
+
+import os
+import signal
+import time
+
+import orjson
+import pytest
+from filelock import FileLock
+
+from tests.service import Listener, Service, market_order, run_cli, serving
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("serve")) as running:
+        yield running
+
+
+def topics(service: Service, order_id: str) -> list[str]:
+    return [event["topic"] for event in orjson.loads(service.cli("history", order_id, "--json").stdout)]
+
+
+def rows_of(service: Service, query: str, at_least: int = 1) -> list[dict]:
+    """The rows, once there are enough of them: the projection follows by a fraction of a second."""
+    deadline = time.monotonic() + 10
+    while True:
+        rows = orjson.loads(service.cli("sql", query, "--json").stdout)
+        if len(rows) >= at_least or time.monotonic() > deadline:
+            return rows
+
+
+async def test_a_market_order_is_filled_and_told_everywhere(service):
+    async with Listener(service.info["nats_url"]) as listener:
+        await listener.send(market_order("way-1", price=1.08, sl=1.05, tp=1.11, correlation_id="corr-7"))
+        subject, fill = await listener.final("way-1")
+        _, accepted = await listener.wait_for(lambda s, b: s == "broker.order.EURUSD" and b["order_id"] == "way-1")
+    assert subject == "broker.fill.EURUSD"
+    assert (fill["volume"], fill["symbol"], fill["side"], fill["status"]) == (0.01, "EURUSD", "buy", "FILLED")
+    assert fill["correlation_id"] == "corr-7"
+    assert accepted["status"] == "PENDING"
+    assert topics(service, "way-1") == [
+        "order.requested",
+        "order.checked",
+        "order.send_started",
+        "order.broker_answered",
+        "order.filled",
+    ]
+    (row,) = rows_of(service, "SELECT * FROM executions WHERE order_id = 'way-1'")
+    assert (row["fill_price"], row["deal"], row["execution_id"]) == (fill["price"], fill["deal"], fill["event_id"])
+    (count,) = rows_of(service, "SELECT count() AS n FROM order_events WHERE order_id = 'way-1'")
+    assert int(count["n"]) == 5
+    audited = [
+        orjson.loads(line)
+        for path in sorted((service.folder / "audit").glob("*.jsonl"))
+        for line in path.read_bytes().splitlines()
+    ]
+    assert [one["headers"]["topic"] for one in audited if one["key"] == "order/way-1"] == topics(service, "way-1")
+
+
+async def test_a_rejection_names_retcode_and_category(service):
+    async with Listener(service.info["nats_url"]) as listener:
+        await listener.send(market_order("reject-1", volume=500))
+        subject, error = await listener.final("reject-1")
+    assert subject == "broker.error.EURUSD"
+    assert (error["retcode"], error["retcode_name"], error["category"]) == (10014, "INVALID_VOLUME", "fatal")
+    assert error["status"] == "REJECTED"
+
+
+async def test_a_repeated_order_is_answered_again_and_not_sent_again(service):
+    async with Listener(service.info["nats_url"]) as listener:
+        await listener.send(market_order("twice-1"))
+        _, first = await listener.final("twice-1")
+        await listener.send(market_order("twice-1", volume="0.010"))
+        subject, again = await listener.wait_for(lambda _, b: b["order_id"] == "twice-1" and b.get("duplicate"))
+    assert subject == "broker.fill.EURUSD"
+    assert (again["deal"], again["price"]) == (first["deal"], first["price"])
+    assert topics(service, "twice-1").count("order.send_started") == 1
+
+
+async def test_the_same_id_with_other_content_is_a_conflict(service):
+    async with Listener(service.info["nats_url"]) as listener:
+        await listener.send(market_order("other-1"))
+        await listener.final("other-1")
+        await listener.send(market_order("other-1", volume=0.02))
+        subject, error = await listener.wait_for(lambda _, b: b.get("category") == "conflict")
+    assert (subject, error["order_id"]) == ("broker.error.EURUSD", "other-1")
+    assert topics(service, "other-1").count("order.send_started") == 1
+
+
+BAD_MESSAGES = {
+    "not JSON": b"buy EURUSD",
+    "an array": b"[1, 2]",
+    "a number": b"7",
+    "nothing": b"",
+    "no UTF-8": b'\xff\xfe{"order_id": "x"}',
+    "no order_id": orjson.dumps({"symbol": "EURUSD", "order_type": "buy", "volume": 1}),
+    "oversized order_id": orjson.dumps(market_order("x" * 65)),
+    "order_id with a slash": orjson.dumps(market_order("order/1")),
+    "order_id that is a number": orjson.dumps(market_order("x") | {"order_id": 7}),
+    "deep nesting": b"[" * 5000,
+}
+BAD_ORDERS = {
+    "unknown symbol": {"symbol": "NOSUCH"},
+    "symbol with blanks": {"symbol": "EUR USD"},
+    "symbol with dots": {"symbol": "EUR..USD"},
+    "symbol of 5,000 characters": {"symbol": "E" * 5000},
+    "symbol of wildcards": {"symbol": "*.>"},
+    "no symbol": {"symbol": None},
+    "volume zero": {"volume": 0},
+    "volume negative": {"volume": -0.01},
+    "volume NaN": {"volume": "NaN"},
+    "volume with underscore": {"volume": "1_000"},
+    "volume a list": {"volume": [1]},
+}
+
+
+@pytest.mark.parametrize("what", BAD_MESSAGES)
+async def test_a_message_that_is_no_order_leaves_an_event_and_an_answer(service, what):
+    async with Listener(service.info["nats_url"]) as listener:
+        await listener.send(BAD_MESSAGES[what])
+        _, error = await listener.wait_for(lambda _, b: b.get("category") == "malformed" and not b.get("order_id"))
+        await listener.send(market_order(f"after-{what.replace(' ', '-').replace(',', '')}"))
+        _, fill = await listener.wait_for(lambda s, _: s.startswith("broker.fill."))
+    assert error["event"] == "inbox.message_rejected"
+    assert error["reasons"]
+    assert fill["status"] == "FILLED"
+
+
+@pytest.mark.parametrize("what", BAD_ORDERS)
+async def test_an_order_with_a_bad_value_is_refused_and_the_next_one_works(service, what):
+    order_id = f"bad-{what.replace(' ', '-').replace(',', '')}"
+    async with Listener(service.info["nats_url"]) as listener:
+        await listener.send(market_order(order_id, **BAD_ORDERS[what]))
+        subject, error = await listener.final(order_id)
+        await listener.send(market_order(f"after-{order_id}"))
+        _, fill = await listener.final(f"after-{order_id}")
+    assert subject.startswith("broker.error.")
+    assert error["category"] in ("malformed", "refused")
+    assert topics(service, order_id)[-1] == "order.refused"
+    assert fill["status"] == "FILLED"
+
+
+async def test_a_number_with_a_huge_exponent_is_refused_at_once(service):
+    async with Listener(service.info["nats_url"]) as listener:
+        await listener.send(orjson.dumps(market_order("huge-1")).replace(b"0.01", b"1e400"))
+        _, error = await listener.final("huge-1", timeout_s=3)
+    assert error["category"] == "malformed"
+
+
+async def test_a_payload_of_one_megabyte_is_refused_by_its_size(service):
+    payload = orjson.dumps(market_order("mega-1", comment="x" * (1_000_000 - 120)))
+    async with Listener(service.info["nats_url"]) as listener:
+        await listener.send(payload)
+        _, error = await listener.final("mega-1")
+    assert error["category"] == "malformed"
+    event = orjson.loads(service.cli("history", "mega-1", "--json").stdout)[0]
+    assert event["data"]["raw"]["size"] == len(payload)
+    assert "text" not in event["data"]["raw"]
+
+
+def test_submit_prints_the_outcome_of_an_order(service):
+    done = service.cli("submit", "-", stdin=orjson.dumps(market_order("cli-1")).decode())
+    assert done.returncode == 0, done.stderr
+    assert "cli-1: filled: buy 0.01 EURUSD" in done.stdout
+    refused = service.cli("submit", "-", "--json", stdin=orjson.dumps(market_order("cli-2", volume=0)).decode())
+    assert refused.returncode == 3
+    assert orjson.loads(refused.stdout)["category"] == "refused"
+
+
+def test_history_of_an_unknown_order_is_one_clear_line(service):
+    done = service.cli("history", "nobody")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "no order 'nobody'" in done.stderr
+
+
+def test_sql_refuses_to_write(service):
+    done = service.cli("sql", "INSERT INTO executions SELECT * FROM executions")
+    assert done.returncode == 1
+    assert "readonly" in done.stderr.lower()
+
+
+def test_sql_prints_any_format_as_it_comes(service):
+    assert service.cli("sql", "SELECT 1 AS one FORMAT CSVWithNames").stdout == '"one"\n1\n'
+
+
+def test_verify_of_a_running_service_finds_it_sound(service):
+    found = orjson.loads(service.cli("verify", "--json").stdout)
+    assert found["ok"]
+    assert found["events"] > 10
+
+
+def test_a_second_service_on_the_same_folder_says_so_and_exits(service):
+    done = run_cli("serve", "--data", str(service.folder))
+    assert done.returncode == 1
+    assert f"another order-ledger serves {service.folder} (process {service.pid})" in done.stderr
+    assert service.cli("verify").returncode == 0
+
+
+async def test_a_second_start_continues_where_the_first_stopped(tmp_path):
+    with serving(tmp_path / "d") as service:
+        async with Listener(service.info["nats_url"]) as listener:
+            await listener.send(market_order("before-1"))
+            await listener.final("before-1")
+        url, ledger_id = service.info["nats_url"], service.info["ledger_id"]
+        assert service.stop() < 5
+        assert not (service.folder / "run.json").exists()
+        service.start()
+        assert (service.info["nats_url"], service.info["ledger_id"]) == (url, ledger_id)
+        async with Listener(service.info["nats_url"]) as listener:
+            await listener.send(market_order("before-1"))
+            _, again = await listener.wait_for(lambda _, b: b.get("duplicate"))
+            await listener.send(market_order("after-1"))
+            await listener.final("after-1")
+        assert again["status"] == "FILLED"
+        assert orjson.loads(service.cli("verify", "--json").stdout)["ok"]
+        service.stop()
+        # Without a service the folder itself is asked.
+        answer = service.cli("sql", "SELECT order_id FROM executions ORDER BY order_id", "--json")
+        assert [row["order_id"] for row in orjson.loads(answer.stdout)] == ["after-1", "before-1"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_stops_within_five_seconds_of_a_signal(tmp_path, number):
+    with serving(tmp_path / "d") as service:
+        began = time.monotonic()
+        service.process.send_signal(number)
+        output, _ = service.process.communicate(timeout=20)
+        assert time.monotonic() - began < 5
+        assert service.process.returncode == 0
+        assert output.decode().endswith("stopped\n")
+
+
+def test_nothing_of_it_is_left_when_it_was_killed(tmp_path):
+    with serving(tmp_path / "d") as service:
+        service.kill()
+        # Every part holds a lock while it lives: the trading terminal, the bus, the projections.
+        for lock in ("nats/lock", "projections.lock", "serve.lock", "ledger.db.lock"):
+            with FileLock(service.folder / lock, timeout=10):
+                pass
+
+
+def test_an_unreachable_message_bus_is_one_clear_line(tmp_path):
+    done = run_cli("serve", "--data", str(tmp_path), NATS_URL="nats://user:hunter2@127.0.0.1:1")
+    assert done.returncode == 1
+    assert "cannot reach NATS at nats://127.0.0.1:1" in done.stderr
+    assert "hunter2" not in done.stderr + done.stdout
+
+
+def test_wrong_settings_are_all_named_at_once(tmp_path):
+    done = run_cli("serve", "--data", str(tmp_path), MODE="productive", MAX_ORDER_AGE_S="soon")
+    assert done.returncode == 1
+    assert "MODE must be one of" in done.stderr
+    assert "MAX_ORDER_AGE_S must be a number" in done.stderr
+
+
+def test_production_takes_no_stand_in(tmp_path):
+    done = run_cli("serve", "--data", str(tmp_path), MODE="production")
+    assert done.returncode == 1
+    for part in ("NATS_URL", "LEDGER_URL", "KAFKA_BROKERS", "CLICKHOUSE_URL", "TERMINAL"):
+        assert part in done.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run_cli("serve", "--data", str(tmp_path / "file" / "folder"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("order-ledger: cannot create the data folder")
+    assert os.linesep not in done.stderr.strip()
