@@ -11,10 +11,12 @@ import clickhouse_connect
 import pytest
 
 from ledger.errors import LedgerLocked
-from ledger.store import EventStore
+from ledger.events import Recorded
+from ledger.store import EventStore, open_store
 from projections.agree import agree_audit, agree_clickhouse, open_readonly
 from tests.history import History
 from tests.projection_process import ProjectionProcess, stored
+from tests.servers import postgres_server
 
 
 @pytest.fixture
@@ -35,6 +37,13 @@ async def running(tmp_path: Path, store: EventStore) -> AsyncIterator[Projection
     yield process
     if process.process.returncode is None:
         await process.stop()
+
+
+def restored_backup(folder: Path, records: list[Recorded]) -> EventStore:
+    """A ledger that ends earlier than the one that stood there."""
+    for file in folder.glob("ledger.db*"):
+        file.unlink()
+    return stored(folder, records)
 
 
 async def query(url: str, sql: str) -> str:
@@ -143,9 +152,7 @@ async def test_a_ledger_restored_from_an_old_backup_halts_the_start(
     await running.until_at(len(history.records))
     await running.stop()
     store.close()
-    for file in tmp_path.glob("ledger.db*"):
-        file.unlink()
-    restored = stored(tmp_path, history.records[:20])
+    restored = restored_backup(tmp_path, history.records[:20])
     process = await ProjectionProcess.start(tmp_path)
     failed = await process.until("failed")
     assert "but the ledger ends at" in failed["error"]
@@ -205,6 +212,21 @@ async def test_a_ledger_created_a_moment_later_is_waited_for(tmp_path: Path, his
     await process.until_at(len(history.records))
     assert await process.stop() == 0
     store.close()
+
+
+async def test_a_ledger_in_postgresql_is_followed_without_wake_ups(tmp_path: Path, history: History) -> None:
+    with postgres_server() as url:
+        store = await asyncio.to_thread(open_store, url)
+        await asyncio.to_thread(store.insert, history.records)
+        process = await ProjectionProcess.start(tmp_path, ledger_url=url)
+        await process.until("ready")
+        await process.until_at(len(history.records))
+        before = len(history.records)
+        await asyncio.to_thread(store.insert, history.orders(2).records[before:])
+        await process.until_at(len(history.records))
+        assert await process.stop() == 0
+        assert agree_audit(store, tmp_path / "audit").ok
+        store.close()
 
 
 async def test_wrong_settings_are_said_and_their_secrets_are_not(tmp_path: Path) -> None:

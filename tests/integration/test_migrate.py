@@ -1,0 +1,117 @@
+"""The schema of ClickHouse, brought up on the real engine."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from projections.clickhouse import Target, connect
+from projections.follower import SinkRefused
+from projections.migrate import FOLDER, check, load, migrate
+from projections.rows import EXECUTIONS, ORDER_EVENTS
+from tests.engine import engine_path, fresh_database
+
+
+@pytest.fixture
+def client() -> Iterator[Any]:
+    opened = connect(Target(path=engine_path()))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def database() -> str:
+    return fresh_database()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    (tmp_path / "0001_first.sql").write_text("CREATE TABLE IF NOT EXISTS {database}.a (x Int8) ENGINE = Memory;\n")
+    (tmp_path / "0002_second.sql").write_text("CREATE TABLE IF NOT EXISTS {database}.b (x Int8) ENGINE = Memory;\n")
+    return tmp_path
+
+
+def states(client: Any, database: str) -> list[tuple[int, str]]:
+    sql = "SELECT version, toString(state) FROM {db}.schema_migrations FINAL ORDER BY version".replace("{db}", database)
+    return [tuple(row) for row in client.query(sql).result_rows]
+
+
+def test_every_migration_is_applied_once_and_recorded(client: Any, database: str) -> None:
+    assert migrate(client, database) == [path.name for path in sorted(FOLDER.glob("*.sql"))]
+    assert migrate(client, database) == []
+    assert {state for _, state in states(client, database)} == {"applied"}
+    check(client, database)
+
+
+def test_a_changed_old_file_is_refused(client: Any, database: str, files: Path) -> None:
+    migrate(client, database, load(files))
+    (files / "0001_first.sql").write_text("CREATE TABLE IF NOT EXISTS {database}.a (x Int64) ENGINE = Memory;\n")
+    with pytest.raises(SinkRefused, match=r"0001_first\.sql was changed after"):
+        migrate(client, database, load(files))
+
+
+def test_a_failed_file_stands_as_started_and_runs_again_when_corrected(client: Any, database: str, files: Path) -> None:
+    second = files / "0002_second.sql"
+    second.write_text(second.read_text() + "CREATE TABLE {database}.c (x NoSuchType) ENGINE = Memory;\n")
+    with pytest.raises(Exception, match="NoSuchType"):
+        migrate(client, database, load(files))
+    assert states(client, database) == [(1, "applied"), (2, "started")]
+    second.write_text(second.read_text().replace("NoSuchType", "Int8"))
+    assert migrate(client, database, load(files)) == ["0002_second.sql"]
+    assert states(client, database) == [(1, "applied"), (2, "applied")]
+
+
+def test_a_database_of_a_newer_version_is_refused(client: Any, database: str, files: Path) -> None:
+    migrate(client, database, load(files))
+    with pytest.raises(SinkRefused, match="does not know"):
+        migrate(client, database, load(files)[:1])
+
+
+def test_without_migrating_a_missing_schema_is_said_with_its_remedy(client: Any, database: str) -> None:
+    with pytest.raises(SinkRefused, match="no schema") as caught:
+        check(client, database)
+    assert "migrate" in caught.value.remedy
+
+
+@pytest.mark.parametrize("names", [["0001_a.sql", "0003_b.sql"], ["first.sql"], ["0002_a.sql"], []])
+def test_misnamed_or_missing_files_are_refused(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        (tmp_path / name).write_text("SELECT 1;\n")
+    with pytest.raises(SinkRefused):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a b", "a`b", "a.b", "", "1a", "x" * 65])
+def test_a_database_name_cannot_carry_sql(client: Any, name: str) -> None:
+    with pytest.raises(SinkRefused, match="database name"):
+        migrate(client, name)
+
+
+def test_every_column_says_what_it_is_and_where_it_comes_from(client: Any, database: str) -> None:
+    migrate(client, database)
+    rows = client.query(
+        "SELECT table, name, type, comment FROM system.columns WHERE database = {db:String} "
+        "AND table IN (SELECT name FROM system.tables WHERE database = {db:String} AND engine LIKE '%MergeTree')",
+        parameters={"db": database},
+    ).result_rows
+    assert len(rows) > 40
+    assert [f"{table}.{name}" for table, name, _, comment in rows if "Source: " not in comment] == []
+
+
+@pytest.mark.parametrize(("table", "schema"), [("order_events", ORDER_EVENTS), ("executions", EXECUTIONS)])
+def test_the_rows_have_the_columns_of_their_table(
+    client: Any, database: str, table: str, schema: dict[str, str]
+) -> None:
+    migrate(client, database)
+    found = client.query(f"DESCRIBE TABLE {database}.{table}").result_rows
+    assert {row[0]: row[1] for row in found} == schema
+
+
+def test_no_table_is_partitioned_or_expires(client: Any, database: str) -> None:
+    migrate(client, database)
+    rows = client.query(
+        "SELECT name, partition_key, create_table_query FROM system.tables WHERE database = {db:String}",
+        parameters={"db": database},
+    ).result_rows
+    assert all(not partition and "TTL" not in sql for _, partition, sql in rows)
