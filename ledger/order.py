@@ -111,12 +111,23 @@ TRANSITIONS: Final = MappingProxyType(
         (_S.PARTIALLY_FILLED, OrderPartiallyFilled): _S.PARTIALLY_FILLED,
         (_S.PARTIALLY_FILLED, OrderFilled): _S.FILLED,
         # Evidence that came late is stronger than our conclusion: the state follows it, an anomaly tells of it.
+        # From READY too: an order that has a deal must not be sent again (invariant I1).
+        (_S.REQUESTED, OrderPartiallyFilled): _S.PARTIALLY_FILLED,
+        (_S.REQUESTED, OrderFilled): _S.FILLED,
+        (_S.READY, OrderPartiallyFilled): _S.PARTIALLY_FILLED,
+        (_S.READY, OrderFilled): _S.FILLED,
+        (_S.REFUSED, OrderPartiallyFilled): _S.PARTIALLY_FILLED,
+        (_S.REFUSED, OrderFilled): _S.FILLED,
+        (_S.STALE, OrderPartiallyFilled): _S.PARTIALLY_FILLED,
+        (_S.STALE, OrderFilled): _S.FILLED,
         (_S.FAILED, OrderPartiallyFilled): _S.PARTIALLY_FILLED,
         (_S.FAILED, OrderFilled): _S.FILLED,
         (_S.REJECTED, OrderPartiallyFilled): _S.PARTIALLY_FILLED,
         (_S.REJECTED, OrderFilled): _S.FILLED,
     }
 )
+# Where a deal is no surprise.
+_DEALS_EXPECTED: Final = frozenset({_S.SENDING, _S.UNKNOWN, _S.PARTIALLY_FILLED, _S.FILLED})
 
 # Events that upstream is told of as the outcome so far; a duplicate is answered with the last of them.
 OUTCOMES: Final = (
@@ -364,6 +375,8 @@ def _answered(order: Order, command: RecordAnswer) -> list[OrderEvent]:
                 provisional=not command.deals,
             )
         )
+    elif command.attempt != order.attempt:
+        pass  # the answer to an attempt that is over says nothing about the one that is not
     elif command.verdict in ("success", "ambiguous"):
         if order.status is Status.SENDING:
             events.append(
@@ -421,7 +434,7 @@ def _fills(
     events: list[OrderEvent] = []
     seen = set(order.deals)
     filled = order.filled_volume
-    if order.status in (Status.FAILED, Status.REJECTED) and any(deal.ticket not in seen for deal in deals):
+    if order.status not in _DEALS_EXPECTED and any(deal.ticket not in seen for deal in deals):
         events.append(
             AnomalyDetected(kind="late_fill", detail=f"a deal after {order.status.value}", symbol=order.symbol)
         )
@@ -453,7 +466,7 @@ def _fills(
             reason=deal.reason,
             broker_time_msc=deal.time_msc,
             broker_utc_offset_s=offset_s,
-            broker_time=_EPOCH + timedelta(milliseconds=deal.time_msc, seconds=-offset_s) if deal.time_msc else None,
+            broker_time=_utc(deal.time_msc, offset_s),
             retcode=retcode,
             retcode_name=retcode_name,
             provisional=provisional,
@@ -465,6 +478,16 @@ def _fills(
             for kind_, detail in _mismatches(order, deal, filled)
         )
     return events
+
+
+def _utc(time_msc: int, offset_s: int) -> datetime | None:
+    """The server's wall clock as UTC; None when it is not known, or no time at all (it stays in the raw deal)."""
+    if not time_msc:
+        return None
+    try:
+        return _EPOCH + timedelta(milliseconds=time_msc, seconds=-offset_s)
+    except OverflowError:
+        return None
 
 
 def _mismatches(order: Order, deal: Deal, filled: Decimal) -> list[tuple[str, str]]:
@@ -512,7 +535,8 @@ def _evidence(order: Order, command: RecordEvidence) -> list[OrderEvent]:
         )
         return [resolved, *fills]
     ended = next((one for one in command.history if one.state in _ENDED_WITHOUT_DEAL), None)
-    if ended is not None and command.settled:
+    # Only a full view shows that there is no deal: an order may be filled in part and then cancelled.
+    if ended is not None and command.complete and command.settled and not (command.orders or command.positions):
         how = _ENDED_WITHOUT_DEAL[ended.state]
         return [
             OutcomeResolved(

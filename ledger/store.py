@@ -270,9 +270,9 @@ class _PostgresStore(EventStore):
         # Never enable_db_functions: readers then miss events under several writers.
         datastore = PostgresDatastore(**self._parameters, originator_id_type="text", pool_size=2, max_overflow=4)
         self._datastore = datastore
-        recorder = PostgresApplicationRecorder(datastore)
-        super().__init__(recorder, name)
         with _unavailable(name):
+            recorder = PostgresApplicationRecorder(datastore)
+            super().__init__(recorder, name)
             if not readonly:
                 recorder.create_table()
 

@@ -67,10 +67,11 @@ def parse_symbol(text: str) -> str:
     """A symbol name as brokers write them: 1 to 29 printable characters without blanks."""
     if not text:
         raise Refused("symbol is empty")
+    if len(text) <= MAX_SYMBOL and (not text.isprintable() or any(c.isspace() for c in text)):
+        raise Refused(f"symbol {shorten(text)!r} holds blanks or control characters")
+    # A lone surrogate cannot be encoded, but neither is it printable.
     if len(text) > MAX_SYMBOL or len(text.encode("utf-16-le")) > 2 * MAX_SYMBOL:
         raise Refused(f"symbol {shorten(text)!r} is longer than {MAX_SYMBOL} characters")
-    if not text.isprintable() or any(c.isspace() for c in text):
-        raise Refused(f"symbol {shorten(text)!r} holds blanks or control characters")
     return text
 
 

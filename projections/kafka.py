@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 
 PARTITIONS: Final = 6
 RETENTION_MS: Final = 7 * 366 * 24 * 3600 * 1000
-_CALL_S: Final = 15.0
 _SETTLE_S: Final = 5.0
-_FIRST_LOOK: Final = 64
+_STOP_S: Final = 1.0
+_FIRST_LOOK: Final = 256
 
 
 class KafkaSink:
-    """See the module. `brokers` is a comma list; `replication` is used when the topic is created."""
+    """See the module. `brokers` is a comma list; `replication` is used when the topic is created, `call_s` is
+    the longest that opening or writing one batch may take."""
 
     name = "kafka"
 
@@ -45,8 +46,9 @@ class KafkaSink:
         options: dict[str, str] | None = None,
         replication: int = 1,
         topic: str = TOPIC,
+        call_s: float = 15.0,
     ) -> None:
-        self._ledger_id, self._topic, self._replication = ledger_id, topic, replication
+        self._ledger_id, self._topic, self._replication, self._call_s = ledger_id, topic, replication, call_s
         self._connection: dict[str, Any] = {"bootstrap_servers": brokers, **client_options(options or {})}
         self._producer: AIOKafkaProducer | None = None
         self._partitions: list[int] = []
@@ -54,7 +56,7 @@ class KafkaSink:
     async def open(self) -> None:
         await self.close()
         with _translated():
-            async with asyncio.timeout(_CALL_S):
+            async with asyncio.timeout(self._call_s):
                 await self._ensure_topic()
                 # The stable id fences a predecessor and ends whatever transaction it left open.
                 producer = AIOKafkaProducer(
@@ -68,7 +70,7 @@ class KafkaSink:
                 try:
                     await producer.start()
                 except BaseException:
-                    await _ended(producer)
+                    await _abandoned(producer)
                     raise
                 self._producer = producer
 
@@ -86,18 +88,22 @@ class KafkaSink:
         sent: list[asyncio.Future[Any]] = []
         try:
             with _translated():
-                async with asyncio.timeout(4 * _CALL_S), producer.transaction():
+                # Not the producer's context manager: at a failure it would wait for an abort that may never come.
+                async with asyncio.timeout(self._call_s):
+                    await producer.begin_transaction()
                     for recorded in batch.records:
                         sent.append(await self._send(producer, recorded))
                     await producer.flush()
                     for future in sent:
                         future.result()
+                    await producer.commit_transaction()
         except BaseException:
             for future in sent:
                 future.add_done_callback(_looked_at)
-            # After an indefinite error a producer can stay stuck: it is not used again.
+            # After an indefinite error a producer can stay stuck: it is not used again. Its successor ends the
+            # transaction, by the same transactional id.
             self._producer = None
-            await _ended(producer)
+            await _abandoned(producer)
             raise
 
     async def close(self) -> None:
@@ -155,6 +161,7 @@ class KafkaSink:
             enable_auto_commit=False,
             isolation_level=isolation,
             auto_offset_reset="earliest",
+            fetch_max_wait_ms=20,
             request_timeout_ms=10_000,
         )
         try:
@@ -166,11 +173,11 @@ class KafkaSink:
     async def _last_of_ledger(self) -> Recorded | None:
         """The committed event of this ledger with the highest seq."""
         async with self._consumer("read_committed") as committed, self._consumer("read_uncommitted") as written:
-            async with asyncio.timeout(_CALL_S):
+            async with asyncio.timeout(self._call_s):
                 partitions = [TopicPartition(self._topic, number) for number in self._partitions]
                 committed.assign(partitions)
                 committed.pause(*partitions)
-                ends = await _settled(committed, written, partitions)
+                ends = await settled_ends(committed, written, partitions)
                 begins = await committed.beginning_offsets(partitions)
             found = [await self._last_in(committed, tp, begins[tp], ends[tp]) for tp in partitions]
         return max((one for one in found if one is not None), key=lambda one: one.seq, default=None)
@@ -184,9 +191,9 @@ class KafkaSink:
             consumer.seek(tp, start)
             consumer.resume(tp)
             last: Recorded | None = None
-            async with asyncio.timeout(4 * _CALL_S):
+            async with asyncio.timeout(4 * self._call_s):
                 while await consumer.position(tp) < end:
-                    for message in (await consumer.getmany(tp, timeout_ms=200)).get(tp, ()):
+                    for message in (await consumer.getmany(tp, timeout_ms=20)).get(tp, ()):
                         last = self._ours(message) or last
             consumer.pause(tp)
             if last is not None or start == begin:
@@ -228,7 +235,7 @@ def _looked_at(future: "asyncio.Future[Any]") -> None:
         future.exception()
 
 
-async def _settled(
+async def settled_ends(
     committed: AIOKafkaConsumer, written: AIOKafkaConsumer, partitions: list[TopicPartition]
 ) -> dict[TopicPartition, int]:
     """The ends of the partitions when no transaction is open in them: an open one, of another ledger's producer,
@@ -243,9 +250,24 @@ async def _settled(
 
 
 async def _ended(producer: AIOKafkaProducer) -> None:
-    """Stops a producer, whatever state it is in."""
+    """Stops a producer that has nothing left to send."""
+    try:
+        await asyncio.wait_for(producer.stop(), _STOP_S)
+    except (TimeoutError, kafka_errors.KafkaError):
+        await _abandoned(producer)
+
+
+async def _abandoned(producer: AIOKafkaProducer) -> None:
+    """Stops a producer whatever state it is in. Its own `stop` first waits for all that is unsent, which without a
+    broker is for ever, and once cancelled leaves its tasks running: so what is unsent is failed first."""
+    sender, unsent = producer._sender, producer._message_accumulator
+    unsent.fail_all(kafka_errors.KafkaError("given up"))
     with contextlib.suppress(Exception):
-        await asyncio.wait_for(producer.stop(), 2.0)
+        await asyncio.wait_for(sender.close(), _STOP_S)
+    with contextlib.suppress(Exception):
+        await asyncio.wait_for(producer.stop(), _STOP_S)
+    with contextlib.suppress(Exception):
+        await asyncio.wait_for(producer.client.close(), _STOP_S)
 
 
 @contextlib.contextmanager

@@ -273,9 +273,6 @@ def _configure_logging(level: str) -> None:
 
 
 def main() -> int:
-    # Found, they would be imported at the first insert (1.5 s of a held interpreter); nothing here uses them.
-    for name in ("pandas", "pyarrow", "numpy"):
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # None makes the import fail, as documented
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     # Status lines have a descriptor of their own: what a library prints must not end up between them.
@@ -283,6 +280,7 @@ def main() -> int:
     os.dup2(2, 1)
     try:
         settings = msgspec.json.decode(_first_line(), type=ProjectionSettings)
+        _leave_out(settings)
         _configure_logging(settings.log_level)
         with contextlib.suppress(OSError):
             os.nice(settings.nice)
@@ -292,6 +290,15 @@ def main() -> int:
         code = 1
     reporter.close(0.5)
     return code
+
+
+def _leave_out(settings: ProjectionSettings) -> None:
+    """Found, these would be imported at the first insert (1.5 s of a held interpreter); nothing here uses them."""
+    names = ["pandas", "pyarrow"]
+    if not settings.ledger_url.startswith("postgres"):
+        names.append("numpy")  # psycopg's pool cannot connect where importing it fails
+    for name in names:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # None makes the import fail, as documented
 
 
 def _locked(settings: ProjectionSettings, reporter: _Reporter) -> int:

@@ -46,6 +46,9 @@ class KafkaServer:
             "transaction.state.log.num.partitions": "1",
             "auto.create.topics.enable": "false",
             "group.initial.rebalance.delay.ms": "0",
+            # After a kill the node waits until its earlier registration has lapsed.
+            "broker.session.timeout.ms": "1000",
+            "broker.heartbeat.interval.ms": "200",
         }
         self._config = self._folder / "server.properties"
         self._config.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))

@@ -110,8 +110,10 @@ class Service:
         self.process.communicate()
 
     def end(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.kill()
+        if self.process is not None:
+            if self.process.poll() is None:
+                self.process.kill()
+            self.process.communicate()
         stop_simulated_broker(self.folder)
 
 

@@ -140,7 +140,7 @@ async def test_an_outage_is_survived_without_loss_or_repetition(server: KafkaSer
             arrived.set()
 
     source = ListSource(list(history.records))
-    sink = KafkaSink(server.brokers, history.ledger_id, topic=topic)
+    sink = KafkaSink(server.brokers, history.ledger_id, topic=topic, call_s=3.0)
     follower = Follower(source, sink, Pace(retry_first_s=0.05, retry_most_s=0.2), on_change=watch, seed=3)
     run = asyncio.create_task(follower.run())
     await asyncio.wait_for(arrived.wait(), 20)

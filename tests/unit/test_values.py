@@ -33,10 +33,9 @@ attempts = st.integers(1, 255)
 
 
 @given(valid_decimals)
-def test_a_decimal_within_the_bounds_comes_back_equal_and_plain(number):
+def test_a_decimal_within_the_bounds_comes_back_equal_and_survives_its_own_text(number):
     parsed = parse_decimal(format(number, "f"))
     assert parsed == number
-    assert str(parsed) == format(parsed, "f")
     assert parse_decimal(str(parsed)).as_tuple() == parsed.as_tuple()
 
 
@@ -192,8 +191,8 @@ def test_an_attempt_that_does_not_fit_the_magic_is_refused(attempt):
 
 def test_the_marks_of_an_order_never_change():
     """They stand at brokers: another release must find what this one sent."""
-    assert magic_of("ord_1", 1) == MAGIC_OF_ORD_1
-    assert comment_of("ord_1", 1) == f"ord_1.{MAGIC_OF_ORD_1 >> 8:014x}.01"
+    assert magic_of("ord_1", 1) == 0x1A0FD9AF1600B301
+    assert comment_of("ord_1", 1) == "ord_1.1a0fd9af1600b3.01"
 
 
 @given(ids, attempts, attempts)

@@ -1,0 +1,79 @@
+"""Each embedded part replaced by a real server: the same service, the same answers."""
+
+import asyncio
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import pytest
+
+from tests.kafka_server import kafka_server
+from tests.kafka_topic import read_topic
+from tests.servers import free_port, postgres_server, stop_process, wait_for_port
+from tests.service import Listener, market_order, serving
+
+
+@pytest.fixture
+def nats_url(tmp_path):
+    port = free_port()
+    program = shutil.which("nats-server", path=str(Path(sys.executable).parent)) or shutil.which("nats-server")
+    with (tmp_path / "nats.log").open("wb") as log:
+        process = subprocess.Popen(
+            [program, "-a", "127.0.0.1", "-p", str(port), "-js", "-sd", str(tmp_path / "js")], stdout=log, stderr=log
+        )
+    try:
+        wait_for_port(port, process, 10, tmp_path / "nats.log")
+        yield f"nats://127.0.0.1:{port}"
+    finally:
+        stop_process(process, signal.SIGTERM)
+
+
+async def fill(url: str, order_id: str) -> dict:
+    async with Listener(url) as listener:
+        await listener.send(market_order(order_id))
+        subject, body = await listener.final(order_id)
+    assert subject == "broker.fill.EURUSD"
+    return body
+
+
+async def test_a_nats_server_of_its_own(tmp_path, nats_url):
+    with serving(tmp_path / "d", NATS_URL=nats_url) as service:
+        await fill(nats_url, "real-1")
+        assert not (service.folder / "nats").exists()
+        assert f"{nats_url} (NATS_URL)" in service.output
+
+
+async def test_a_ledger_in_postgresql(tmp_path):
+    with postgres_server() as url, serving(tmp_path / "d", LEDGER_URL=url, CLICKHOUSE_URL="off") as service:
+        await fill(service.info["nats_url"], "real-2")
+        first = service.info["ledger_id"]
+        assert service.stop() < 5
+        service.environment["LEDGER_URL"] = url
+        service.start()
+        assert service.info["ledger_id"] == first
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "gateway.cli", "verify", "--json", "--data", str(service.folder)],
+            capture_output=True,
+            env=service.environment,
+        )
+        assert orjson.loads(done.stdout)["ok"]
+        assert not (service.folder / "ledger.db").exists()
+
+
+async def test_an_audit_log_in_apache_kafka(tmp_path):
+    brokers = kafka_server().brokers
+    with serving(tmp_path / "d", KAFKA_BROKERS=brokers, CLICKHOUSE_URL="off") as service:
+        await fill(service.info["nats_url"], "real-3")
+        ledger_id = service.info["ledger_id"]
+        async with asyncio.timeout(30):
+            while True:
+                held = await read_topic(brokers, "broker_communication_log")
+                mine = [one for one in held if one.stream == "order/real-3"]
+                if mine and mine[-1].topic == "order.filled":
+                    break
+        assert ledger_id.encode() in mine[-1].state
+        assert not (service.folder / "audit").exists()
