@@ -33,6 +33,7 @@ SEQ: Final = "Ledger-Seq"
 ACK_S: Final = 5.0
 CURSOR_EVERY_S: Final = 1.0
 WINDOW: Final = 500
+STRANGERS: Final = 200
 _CURSOR: Final = "outbox"
 
 
@@ -122,6 +123,7 @@ class Outbox:
         new_ledger: bool,
     ) -> None:
         self._connection, self._store, self._source = connection, store, source
+        self._ledger_id = ledger_id
         self._stream, self._bucket = f"BROKER-{login}", f"order-ledger-{ledger_id}"
         self._js = connection.jetstream()
         self._publisher = _Publisher(connection)
@@ -195,17 +197,22 @@ class Outbox:
                 cursor = msgspec.json.decode(entry.value, type=Position)
         if not info.state.messages:
             return cursor
-        try:
-            last = await self._js.get_msg(self._stream, seq=self._last_sequence)
-        except nats.js.errors.NotFoundError:
-            return cursor
-        headers = last.headers or {}
-        if POSITION not in headers or not headers.get("Nats-Msg-Id", "").startswith(self._bucket[13:]):
+        headers = await self._newest_of_ours(info.state.first_seq)
+        if headers is None:
             return cursor
         seq, digest = headers[POSITION].split(" ")
         self._published = int(headers[SEQ])
         behind = Position(int(seq), digest)
         return cursor if cursor is not None and cursor.seq >= behind.seq else behind
+
+    async def _newest_of_ours(self, first_sequence: int) -> dict[str, str] | None:
+        """The headers of the newest message of this ledger; strangers behind it are passed over, up to a bound."""
+        for sequence in range(self._last_sequence, max(first_sequence, self._last_sequence - STRANGERS) - 1, -1):
+            with contextlib.suppress(nats.js.errors.NotFoundError):
+                headers = (await self._js.get_msg(self._stream, seq=sequence)).headers or {}
+                if POSITION in headers and headers.get("Nats-Msg-Id", "").startswith(f"{self._ledger_id}:"):
+                    return headers
+        return None
 
     async def _write(self, batch: Sealed) -> None:
         position = f"{self._position.seq} {self._position.digest}"

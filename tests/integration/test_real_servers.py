@@ -1,34 +1,23 @@
 """Each embedded part replaced by a real server: the same service, the same answers."""
 
 import asyncio
-import shutil
-import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import orjson
 import pytest
 
 from tests.kafka_server import kafka_server
 from tests.kafka_topic import read_topic
-from tests.servers import free_port, postgres_server, stop_process, wait_for_port
+from tests.nats_server import nats_server
+from tests.servers import postgres_server
 from tests.service import Listener, market_order, serving
 
 
 @pytest.fixture
 def nats_url(tmp_path):
-    port = free_port()
-    program = shutil.which("nats-server", path=str(Path(sys.executable).parent)) or shutil.which("nats-server")
-    with (tmp_path / "nats.log").open("wb") as log:
-        process = subprocess.Popen(
-            [program, "-a", "127.0.0.1", "-p", str(port), "-js", "-sd", str(tmp_path / "js")], stdout=log, stderr=log
-        )
-    try:
-        wait_for_port(port, process, 10, tmp_path / "nats.log")
-        yield f"nats://127.0.0.1:{port}"
-    finally:
-        stop_process(process, signal.SIGTERM)
+    with nats_server(tmp_path) as server:
+        yield server.url
 
 
 async def fill(url: str, order_id: str) -> dict:
