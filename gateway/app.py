@@ -73,7 +73,8 @@ class Service:
         """Runs until asked to stop. Raises StartFailed, LedgerError, BusRefused, TerminalError with one clear line."""
         began = time.monotonic()
         try:
-            await self._start()
+            if not await self._started():
+                return
             # What stands now stays: a full pass of the collector would stop every order for milliseconds.
             gc.freeze()
             gc.set_threshold(20_000, 50, 100)
@@ -83,6 +84,18 @@ class Service:
             await self._watch()
         finally:
             await self._stop()
+
+    async def _started(self) -> bool:
+        """Starts the parts; False when it was asked to stop before that was done."""
+        start = asyncio.create_task(self._start(), name="start")
+        stop = asyncio.create_task(self._stop_asked.wait(), name="stop")
+        await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
+        await _cancelled(stop)
+        if not start.done():
+            await _cancelled(start)
+            return False
+        await start
+        return True
 
     # --- start --------------------------------------------------------------------------------------------------
 
@@ -214,7 +227,15 @@ class Service:
         return connection
 
     async def _start_outbox(self, connection: Client, store: EventStore, ledger: Ledger) -> None:
-        outbox = Outbox(connection, store, ledger.tail, ledger.ledger_id, ledger.login, new_ledger=ledger.epoch == 1)
+        outbox = Outbox(
+            connection,
+            store,
+            ledger.tail,
+            ledger.ledger_id,
+            ledger.login,
+            new_ledger=ledger.epoch == 1,
+            on_failure=ledger.tail.wake,
+        )
         follower = Follower(ledger.tail, outbox, Pace(max_events=2048))
         await follower.start(NATS_CONNECT_S)
         task = asyncio.create_task(follower.run(), name="outbox")

@@ -89,6 +89,8 @@ def encode(message: Message) -> bytes:
 
 def iso(when: datetime) -> str:
     """ISO 8601 in UTC, always with microseconds."""
+    if when.tzinfo is UTC:
+        return when.isoformat(timespec="microseconds")[:-6] + "Z"
     return f"{when.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 

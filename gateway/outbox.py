@@ -8,8 +8,8 @@ ledger and in the header of every message; when neither is there, it starts at t
 import asyncio
 import contextlib
 import time
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -108,7 +108,11 @@ _ack_decoder: Final = msgspec.json.Decoder(_Ack)
 
 
 class Outbox:
-    """The sink that publishes. Offered a batch again, it skips what the stream already holds."""
+    """The sink that publishes. Offered a batch again, it skips what the stream already holds.
+
+    It does not wait for the acknowledgement of one batch before it publishes the next: the chain of expected
+    sequences makes a message impossible whose predecessor is missing. `on_failure` is called when one was not taken.
+    """
 
     name = "nats"
 
@@ -121,6 +125,7 @@ class Outbox:
         login: int,
         *,
         new_ledger: bool,
+        on_failure: Callable[[], None],
     ) -> None:
         self._connection, self._store, self._source = connection, store, source
         self._ledger_id = ledger_id
@@ -129,9 +134,12 @@ class Outbox:
         self._publisher = _Publisher(connection)
         self._new_ledger = new_ledger
         self._kv: KeyValue | None = None
-        self._last_sequence = 0
-        self._published = 0
+        self._on_failure = on_failure
+        self._sequence = 0  # of the last message in the stream, those on their way included
+        self._published = 0  # seq of the newest event that the stream was found to hold
+        self._waiting: deque[tuple[asyncio.Future[int] | Position, float]] = deque()
         self._position = Position(0, "")
+        self._settled = Position(0, "")
         self._cursor_at = 0.0
         self._standing: OrderedDict[tuple[str, int], Outgoing | None] = OrderedDict()
 
@@ -156,10 +164,10 @@ class Outbox:
             found = Position(head, data.digest)
             if not self._new_ledger:
                 log.warning("NATS holds no position of this ledger: earlier news is not published again", head=head)
-            self._position = found
             # Kept at once: what is committed from here on must go out, also if this process ends before its first news.
-            await self.close()
-        self._position = found
+            self._settled = found
+            await self._save_cursor()
+        self._position = self._settled = found
         return found if found.seq else None
 
     async def write(self, batch: Sealed) -> None:
@@ -168,8 +176,26 @@ class Outbox:
         except (nats.errors.Error, TimeoutError) as error:
             raise OutboxUnavailable(f"NATS: {str(error) or type(error).__name__}") from error
 
+    def check(self) -> None:
+        """Takes note of what was acknowledged. Raises OutboxUnavailable when a message was not taken: the follower
+        asks for the position again and goes on behind the last that was."""
+        waiting = self._waiting
+        while waiting:
+            entry, since = waiting[0]
+            if isinstance(entry, Position):
+                self._settled = entry
+            elif entry.done():
+                if (error := entry.exception()) is not None:
+                    raise error
+            elif time.monotonic() - since > ACK_S:
+                raise OutboxUnavailable(f"NATS did not acknowledge a message within {ACK_S:g} s")
+            else:
+                return
+            waiting.popleft()
+
     async def close(self) -> None:
-        with contextlib.suppress(nats.errors.Error, TimeoutError):
+        with contextlib.suppress(nats.errors.Error, OSError):
+            await self._settle(0)
             await self._save_cursor()
 
     async def _open(self) -> None:
@@ -187,8 +213,9 @@ class Outbox:
 
     async def _find_position(self) -> Position | None:
         info = await self._js.stream_info(self._stream)
-        self._last_sequence = info.state.last_seq
+        self._sequence = info.state.last_seq
         self._published = 0
+        self._waiting.clear()
         cursor: Position | None = None
         assert self._kv is not None
         with contextlib.suppress(nats.js.errors.KeyNotFoundError):
@@ -207,7 +234,7 @@ class Outbox:
 
     async def _newest_of_ours(self, first_sequence: int) -> dict[str, str] | None:
         """The headers of the newest message of this ledger; strangers behind it are passed over, up to a bound."""
-        for sequence in range(self._last_sequence, max(first_sequence, self._last_sequence - STRANGERS) - 1, -1):
+        for sequence in range(self._sequence, max(first_sequence, self._sequence - STRANGERS) - 1, -1):
             with contextlib.suppress(nats.js.errors.NotFoundError):
                 headers = (await self._js.get_msg(self._stream, seq=sequence)).headers or {}
                 if POSITION in headers and headers.get("Nats-Msg-Id", "").startswith(f"{self._ledger_id}:"):
@@ -215,8 +242,8 @@ class Outbox:
         return None
 
     async def _write(self, batch: Sealed) -> None:
+        self.check()
         position = f"{self._position.seq} {self._position.digest}"
-        waiting: list[tuple[int, asyncio.Future[int]]] = []
         for recorded, envelope in zip(batch.records, batch.envelopes, strict=True):
             if recorded.seq <= self._published:
                 continue
@@ -225,41 +252,51 @@ class Outbox:
                 continue
             headers = {
                 "Nats-Msg-Id": envelope.event_id,
-                "Nats-Expected-Last-Sequence": str(self._last_sequence + len(waiting)),
+                "Nats-Expected-Last-Sequence": str(self._sequence),
                 SEQ: str(recorded.seq),
                 POSITION: position,
             }
             if envelope.source is not None and envelope.source.traceparent:
                 headers["traceparent"] = envelope.source.traceparent
-            waiting.append((recorded.seq, await self._publisher.publish(made.subject, encode(made.message), headers)))
-            if len(waiting) >= WINDOW:
-                await self._settle(waiting)
-        if waiting:
-            await self._settle(waiting)
+            self._sequence += 1
+            future = await self._publisher.publish(made.subject, encode(made.message), headers)
+            future.add_done_callback(self._told)
+            self._waiting.append((future, time.monotonic()))
+            if len(self._waiting) >= WINDOW:
+                await self._settle(WINDOW // 2)
         data = batch.envelopes[-1].data
         assert isinstance(data, BatchSealed)
         self._position = Position(batch.records[-1].seq, data.digest)
+        self._waiting.append((self._position, 0.0))
+        self.check()
         if time.monotonic() - self._cursor_at > CURSOR_EVERY_S:
             await self._save_cursor()
 
-    async def _settle(self, waiting: "list[tuple[int, asyncio.Future[int]]]") -> None:
-        """Waits for the acknowledgements, in order. A failure leaves the count at the last that is certain."""
-        try:
-            async with asyncio.timeout(ACK_S):
-                for seq, future in waiting:
-                    self._last_sequence = await future
-                    self._published = seq
-        finally:
-            for _, future in waiting:
-                if not future.done():
-                    future.cancel()
-                elif not future.cancelled():
-                    future.exception()
-            waiting.clear()
+    def _told(self, future: "asyncio.Future[int]") -> None:
+        """An acknowledgement came. A failure is not kept until the next batch: the follower is woken to see it."""
+        if not future.cancelled() and future.exception() is not None:
+            self._on_failure()
+            return
+        with contextlib.suppress(OutboxUnavailable):
+            self.check()
+
+    @property
+    def settled(self) -> Position:
+        """The last seal up to which NATS has acknowledged everything."""
+        return self._settled
+
+    async def _settle(self, left: int) -> None:
+        """Waits until at most `left` entries wait for their acknowledgement."""
+        async with asyncio.timeout(ACK_S):
+            while len(self._waiting) > left:
+                entry, _ = self._waiting[0]
+                if isinstance(entry, asyncio.Future):
+                    await asyncio.wait((entry,))
+                self.check()
 
     async def _save_cursor(self) -> None:
-        if self._kv is not None and self._position.seq:
-            await self._kv.put(_CURSOR, msgspec.json.encode(self._position))
+        if self._kv is not None and self._settled.seq:
+            await self._kv.put(_CURSOR, msgspec.json.encode(self._settled))
             self._cursor_at = time.monotonic()
 
     async def _message(self, recorded: Recorded, envelope: Envelope) -> Outgoing | None:

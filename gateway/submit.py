@@ -88,6 +88,7 @@ class Submitter:
         self._sends: deque[str] = deque()
         self._check_wake, self._send_wake = asyncio.Event(), asyncio.Event()
         self._causes: dict[str, Cause] = {}
+        self._built: dict[str, TradeRequest] = {}  # checked just now, to be sent as checked
         self._symbols: OrderedDict[str, tuple[Symbol | None, float]] = OrderedDict()
         self._probing: dict[str, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -125,6 +126,8 @@ class Submitter:
 
     def take(self, order_id: str, cause: Cause) -> None:
         """Puts an order into the stage that comes next for it. `cause` goes into the events of its life."""
+        if cause.source is not None:  # that is the origin of the request alone, not of what follows from it
+            cause = msgspec.structs.replace(cause, source=None, actor=ACTOR)
         order = self._ledger.order(order_id)
         if order is None or self._stopping:
             return
@@ -148,6 +151,7 @@ class Submitter:
                 self._probe_soon(order_id, cause)
             case Expire() as expire:
                 self._tell(order_id, ExpireOrder(age_s=expire.age_s, limit_s=expire.limit_s), cause)
+                self._built.pop(order_id, None)
                 self._causes.pop(order_id, None)
             case Abandon() as abandon:
                 self._tell(order_id, GiveUp(reason=abandon.reason), cause)
@@ -176,6 +180,7 @@ class Submitter:
                 continue
             if request is not None:
                 built.append((order_id, request))
+                self._built[order_id] = request
         if not built:
             return
         outcomes = await self._query.check([request for _, request in built])
@@ -202,7 +207,8 @@ class Submitter:
         else:
             # The check is a courtesy: a terminal that cannot answer it does not stop the order, sending decides.
             command = RecordCheck(result=None, passed=False, problem=problem or (outcome.text if outcome else ""))
-        self._tell(order_id, command, cause)
+        if not self._tell(order_id, command, cause).order.is_open:
+            self._built.pop(order_id, None)
         self.take(order_id, cause)
 
     # --- send ---------------------------------------------------------------------------------------------------
@@ -228,7 +234,7 @@ class Submitter:
                 self.take(order_id, self._causes[order_id])
                 continue
             try:
-                request = await self._build(order_id)
+                request = self._built.pop(order_id, None) or await self._build(order_id)
             except TerminalError as error:
                 log.warning("the terminal does not answer, the order waits", order_id=order_id, error=str(error))
                 asyncio.get_running_loop().call_later(RETRY_TERMINAL_S, self.take, order_id, self._causes[order_id])
@@ -375,10 +381,7 @@ class Submitter:
         self._offset_s = offset_s
 
     def _tell(self, order_id: str, command: OrderCommand, cause: Cause) -> Executed:
-        executed = self._ledger.execute(order_id, command, msgspec.structs.replace(cause, source=None))
-        for event in executed.events:
-            log.debug("recorded", order_id=order_id, topic=event.topic())
-        return executed
+        return self._ledger.execute(order_id, command, cause)
 
     def _begin(self, orders: int) -> None:
         self.in_hand += orders

@@ -397,6 +397,12 @@ class Recorded(msgspec.Struct, frozen=True, gc=False):
     state: bytes
 
 
+class Fresh(Recorded, frozen=True, gc=False):
+    """An event this process has just stored: its envelope is at hand and need not be decoded."""
+
+    envelope: Envelope
+
+
 # Only what is not 1 stands here.
 SCHEMA_VERSIONS: Final[dict[str, int]] = {}
 # (topic, version it was stored with) -> the data one version later, as builtins.
@@ -430,15 +436,23 @@ def decode(recorded: Recorded) -> Envelope:
     Raises UnknownSchema for an event of a newer version or an unknown topic, msgspec.DecodeError for bytes
     that are no event.
     """
+    if type(recorded) is Fresh:
+        return recorded.envelope
     current = schema_version(recorded.topic)
     if recorded.topic not in TOPICS:
         raise UnknownSchema(f"event {recorded.seq} is a {recorded.topic!r}, which this version does not know: upgrade")
     if current == 1:
-        envelope = _decoder.decode(recorded.state)
-        if envelope.schema_version == 1:
-            return envelope
+        try:
+            envelope = _decoder.decode(recorded.state)
+        except msgspec.ValidationError:
+            # Data of a newer version need not fit: its header says what it is.
+            if _header_decoder.decode(recorded.state).schema_version == 1:
+                raise
+        else:
+            if envelope.schema_version == 1:
+                return envelope
     stored = _header_decoder.decode(recorded.state).schema_version
-    if stored > current:
+    if not 0 < stored <= current:
         raise UnknownSchema(
             f"event {recorded.seq} ({recorded.topic}) has schema version {stored}, known is {current}: upgrade"
         )

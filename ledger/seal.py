@@ -68,7 +68,8 @@ def close_seal(seal: Recorded) -> Recorded:
 
 
 class Verification(msgspec.Struct, frozen=True, kw_only=True):
-    """What `verify` found. `first_bad_seq` is None when everything holds up to `last_seq`."""
+    """What `verify` found. `events`, `seals`, `last_seq` and `head` tell of what is proven. `first_bad_seq` is the
+    event after that, the lowest that cannot be trusted, or None when everything holds."""
 
     events: int
     seals: int
@@ -84,67 +85,67 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Broken(Exception):
-    def __init__(self, seq: int, problem: str) -> None:
-        self.seq, self.problem = seq, problem
+    """Which event contradicts the others. Suspicion falls on its whole batch: what was changed in it so that they
+    contradict each other, only the seal could tell, and it cannot be reached any more."""
 
 
 class _Verifier:
-    """Folds stored events in their stored order; raises _Broken at the first that cannot be trusted."""
+    """Folds stored events in their stored order; raises _Broken at the first contradiction."""
 
     def __init__(self) -> None:
         self.expected = 1
         self.versions: dict[str, int] = {}
         self.batch: list[Recorded] = []
+        self.proven = 0
         self.seals = 0
         self.head = GENESIS
         self.epoch = 0
         self.ledger_id = ""
 
     def take(self, recorded: Recorded) -> None:
-        # A suspicion falls on the batch: which of its events was changed, the root cannot tell.
-        first = self.batch[0].seq if self.batch else self.expected
-        if recorded.seq != self.expected:
-            raise _Broken(self.expected, f"event {self.expected} is missing: {recorded.seq} stands in its place")
+        seq = self.expected
+        if recorded.seq != seq:
+            raise _Broken(f"event {seq} is missing: {recorded.seq} stands in its place")
         version = self.versions.get(recorded.stream, 0) + 1
         if recorded.version != version:
             raise _Broken(
-                self.expected,
-                f"event {self.expected} is version {recorded.version} of {recorded.stream}, {version} was expected",
+                f"event {seq} is version {recorded.version} of {recorded.stream}, {version} was expected",
             )
         try:
             envelope = decode(recorded)
-        except (msgspec.MsgspecError, LedgerError, ValueError) as error:
-            raise _Broken(self.expected, f"event {self.expected} cannot be read: {error}") from None
+        except (msgspec.MsgspecError, LedgerError, ValueError, LookupError, TypeError, RecursionError) as error:
+            raise _Broken(f"event {seq} cannot be read: {error}") from None
         data = envelope.data
         if data.topic() != recorded.topic:
-            raise _Broken(self.expected, f"event {self.expected} is stored as {recorded.topic}, but is {data.topic()}")
-        if self.expected == 1:
+            raise _Broken(f"event {seq} is stored as {recorded.topic}, but is {data.topic()}")
+        if seq == 1:
             if not isinstance(data, LedgerCreated):
-                raise _Broken(1, "the ledger does not begin with its creation")
+                raise _Broken("the ledger does not begin with its creation")
             self.ledger_id = data.ledger_id
-        if envelope.event_id != f"{self.ledger_id}:{recorded.seq}":
-            raise _Broken(self.expected, f"event {self.expected} carries the id {envelope.event_id}")
-        self.versions[recorded.stream] = version
-        self.expected += 1
+        if envelope.event_id != f"{self.ledger_id}:{seq}":
+            raise _Broken(f"event {seq} carries the id {envelope.event_id}")
         if isinstance(data, BatchSealed):
-            self._seal(recorded, data, first)
+            self._seal(recorded, data)
         else:
             self.batch.append(recorded)
+        self.versions[recorded.stream] = version
+        self.expected += 1
 
-    def _seal(self, recorded: Recorded, seal: BatchSealed, first: int) -> None:
+    def _seal(self, recorded: Recorded, seal: BatchSealed) -> None:
+        seq, first = recorded.seq, self.proven + 1
         if recorded.stream != WRITER_STREAM:
-            raise _Broken(recorded.seq, f"the seal {recorded.seq} stands on {recorded.stream}")
+            raise _Broken(f"the seal {seq} stands on {recorded.stream}")
         if seal.digest != seal_digest(recorded) or not recorded.state.endswith(f'"{seal.digest}"}}}}'.encode()):
-            raise _Broken(recorded.seq, f"the seal {recorded.seq} was changed: its digest does not match its bytes")
+            raise _Broken(f"the seal {seq} was changed: its digest does not match its bytes")
         if seal.previous != self.head:
-            raise _Broken(first, f"the seal {recorded.seq} does not continue the seal before it")
-        if (seal.first, seal.last) != (first, recorded.seq - 1):
-            raise _Broken(first, f"the seal {recorded.seq} covers {seal.first} to {seal.last}, not {first} to its own")
+            raise _Broken(f"the seal {seq} does not continue the seal before it")
+        if (seal.first, seal.last) != (first, seq - 1):
+            raise _Broken(f"the seal {seq} covers {seal.first} to {seal.last}, not {first} to its own")
         if seal.epoch < self.epoch:
-            raise _Broken(recorded.seq, f"the seal {recorded.seq} is of epoch {seal.epoch}, after epoch {self.epoch}")
+            raise _Broken(f"the seal {seq} is of epoch {seal.epoch}, after epoch {self.epoch}")
         if merkle_root([leaf_hash(one) for one in self.batch]).hex() != seal.root:
-            raise _Broken(first, f"events {seal.first} to {seal.last} do not match their seal {recorded.seq}")
-        self.head, self.epoch = seal.digest, seal.epoch
+            raise _Broken(f"events {seal.first} to {seal.last} do not match their seal {seq}")
+        self.head, self.epoch, self.proven = seal.digest, seal.epoch, seq
         self.seals += 1
         self.batch.clear()
 
@@ -156,21 +157,21 @@ def verify(records: Iterable[Recorded]) -> Verification:
     A cut at the end of a seal can only be found against a head kept elsewhere.
     """
     state = _Verifier()
-    problem, bad = "", None
+    problem = ""
     try:
         for recorded in records:
             state.take(recorded)
         if state.batch:
-            raise _Broken(state.batch[0].seq, f"events from {state.batch[0].seq} on carry no seal")
+            raise _Broken(f"events from {state.batch[0].seq} on carry no seal")
     except _Broken as broken:
-        problem, bad = broken.problem, broken.seq
+        problem = str(broken)
     return Verification(
-        events=state.expected - 1,
+        events=state.proven,
         seals=state.seals,
-        last_seq=state.expected - 1,
+        last_seq=state.proven,
         head=state.head,
         ledger_id=state.ledger_id,
-        first_bad_seq=bad,
+        first_bad_seq=state.proven + 1 if problem else None,
         problem=problem,
     )
 

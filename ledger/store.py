@@ -15,9 +15,7 @@ import msgspec
 from eventsourcing.persistence import (
     ApplicationRecorder,
     IntegrityError,
-    InterfaceError,
     Notification,
-    OperationalError,
     PersistenceError,
     StoredEvent,
 )
@@ -79,14 +77,14 @@ class EventStore:
             start += after + 1 - found[0].seq
 
     def scan(self, after: int = 0) -> Iterator[Recorded]:
-        """Every event after `after`, in stored order, in pages."""
+        """Every event after `after`, in stored order, in pages; from 0 every row there is, whatever its seq says."""
         start = None if after == 0 else after + 1
         while True:
             with _unavailable(self.name):
                 page = self._recorder.select_notifications(start, PAGE)
             for one in page:
                 recorded = _recorded(one)
-                if recorded.seq > after:
+                if recorded.seq > after or after == 0:
                     yield recorded
             if len(page) < PAGE:
                 return
@@ -127,7 +125,7 @@ class EventStore:
         """Whether exactly this event is stored."""
         with _unavailable(self.name):
             found = self._recorder.select_events(recorded.stream, gt=recorded.version - 1, lte=recorded.version)
-        return len(found) == 1 and bytes(found[0].state) == recorded.state
+        return len(found) == 1 and _bytes(found[0].state) == recorded.state
 
     def lock(self) -> WriterLock:
         """The writer's lock. Raises LedgerLocked when another process holds it."""
@@ -143,13 +141,20 @@ class EventStore:
 
 
 def _recorded(stored: StoredEvent | Notification) -> Recorded:
-    state = bytes(stored.state)
+    state = _bytes(stored.state)
     try:
         seq = seq_of(state)
-    except (msgspec.MsgspecError, ValueError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         # Unreadable bytes keep their place: verification names them, a follower stops at them.
         seq = stored.id if isinstance(stored, Notification) else 0
-    return Recorded(seq, str(stored.originator_id), stored.originator_version, stored.topic, state)
+    return Recorded(seq, str(stored.originator_id), stored.originator_version, str(stored.topic), state)
+
+
+def _bytes(value: object) -> bytes:
+    """The stored bytes. SQLite keeps any type in any column: what someone wrote there by hand is to be found, too."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    return value.encode(errors="surrogateescape") if isinstance(value, str) else repr(value).encode()
 
 
 @contextlib.contextmanager
@@ -157,10 +162,8 @@ def _unavailable(name: str) -> Iterator[None]:
     try:
         yield
     except PersistenceError as error:
-        reason = str(error) or type(error).__name__
-        if isinstance(error, OperationalError | InterfaceError | PersistenceError):
-            raise LedgerUnavailable(f"ledger {name}: {reason}") from error
-        raise
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise LedgerUnavailable(f"ledger {name}: {reason}") from error
     except sqlite3.Error as error:
         raise LedgerUnavailable(f"ledger {name}: {error}") from error
 
@@ -287,9 +290,13 @@ class _PostgresStore(EventStore):
     def lock(self) -> WriterLock:
         import psycopg
 
-        connection = psycopg.connect(**self._parameters, connect_timeout=5, autocommit=True)
-        row = connection.execute("SELECT pg_try_advisory_lock(hashtext('order-ledger'), hashtext(current_schema()))")
-        taken = row.fetchone()
+        try:
+            connection = psycopg.connect(**self._parameters, connect_timeout=5, autocommit=True)
+            taken = connection.execute(
+                "SELECT pg_try_advisory_lock(hashtext('order-ledger'), hashtext(current_schema()))"
+            ).fetchone()
+        except psycopg.Error as error:
+            raise LedgerUnavailable(f"cannot reach {self.name}: {str(error).strip().splitlines()[0]}") from None
         if taken is None or not taken[0]:
             connection.close()
             raise LedgerLocked(f"another process writes the ledger {self.name}: stop it first")

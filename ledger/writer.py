@@ -8,11 +8,13 @@ transaction. When a commit fails the pending state is ahead of the truth: the wr
 
 import asyncio
 import contextlib
+import threading
 import uuid
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from queue import SimpleQueue
 from typing import Final, NamedTuple
 
 import msgspec
@@ -25,6 +27,7 @@ from ledger.events import (
     Checkpointed,
     Envelope,
     Event,
+    Fresh,
     LedgerCreated,
     OrderEvent,
     Recorded,
@@ -44,6 +47,14 @@ MAX_TAIL: Final = 20_000
 CHECKPOINT_EVERY: Final = 20_000
 HEAD_CHECK_S: Final = 1.0
 COMMIT_ATTEMPTS: Final = 5
+
+
+def _event_of(recorded: Recorded) -> Event:
+    """The event. Raises LedgerDamaged when its bytes are none, UnknownSchema when they are of a newer version."""
+    try:
+        return decode(recorded).data
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise LedgerDamaged(f"event {recorded.seq} cannot be read ({error}): run verify", recorded.seq) from None
 
 
 class Cause(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,10 +103,14 @@ class Tail:
     def extend(self, batch: Iterable[Recorded]) -> None:
         self._recent.extend(batch)
         self._head = self._recent[-1].seq
-        self._moved.set()
-        self._moved = asyncio.Event()
+        self.wake()
         for listener in self._listeners:
             listener()
+
+    def wake(self) -> None:
+        """Ends every `wait`, as a commit would."""
+        self._moved.set()
+        self._moved = asyncio.Event()
 
     def on_commit(self, listener: Callable[[], None]) -> None:
         """Calls `listener` after every commit, in the writer's loop: it must return at once."""
@@ -125,6 +140,46 @@ class Tail:
                 await self._moved.wait()
 
 
+class _CommitThread:
+    """Runs one commit after the other outside the loop; a pool would cost more than the hop itself."""
+
+    def __init__(self, work: Callable[[list[Recorded]], None]) -> None:
+        self._work = work
+        self._loop = asyncio.get_running_loop()
+        self._queue: SimpleQueue[tuple[list[Recorded], asyncio.Future[None]] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="ledger-commit", daemon=True)
+        self._thread.start()
+
+    def run(self, records: list[Recorded]) -> "asyncio.Future[None]":
+        done: asyncio.Future[None] = self._loop.create_future()
+        self._queue.put((records, done))
+        return done
+
+    def close(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._queue.get()) is not None:
+            records, done = job
+            failure: BaseException | None = None
+            try:
+                self._work(records)
+            except BaseException as error:  # whatever it is, the loop must hear of it
+                failure = error
+            with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
+                self._loop.call_soon_threadsafe(_settle, done, failure)
+
+
+def _settle(done: "asyncio.Future[None]", failure: BaseException | None) -> None:
+    if done.cancelled():
+        return
+    if failure is None:
+        done.set_result(None)
+    else:
+        done.set_exception(failure)
+
+
 class Ledger:
     """The writer. Made by `Ledger.open`; all methods belong to the event loop it was opened in."""
 
@@ -143,8 +198,9 @@ class Ledger:
         self._open: dict[str, Order] = {}
         self._ended: OrderedDict[str, Order] = OrderedDict()
         self._queue: deque[_Pending] = deque()
+        self._taken: list[_Pending] = []
         self._wake = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger-commit")
+        self._thread = _CommitThread(self._store_durably)
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="ledger-read")
         self._task: asyncio.Task[None] | None = None
         self._closing = False
@@ -183,6 +239,7 @@ class Ledger:
                 ledger._start()
         except BaseException:
             lock.release()
+            await asyncio.to_thread(ledger._thread.close)
             raise
         return ledger
 
@@ -239,7 +296,7 @@ class Ledger:
             self._wake.set()
             await self._task
         self._lock.release()
-        self._thread.shutdown(wait=True)
+        await asyncio.to_thread(self._thread.close)
         self._readers.shutdown(wait=True)
         self._store.close()
 
@@ -265,12 +322,12 @@ class Ledger:
     def _read_order(self, order_id: str) -> Order:
         order = Order(order_id=order_id)
         for recorded in self._store.stream(order_stream(order_id)):
-            order = evolve(order, decode(recorded).data)  # type: ignore[arg-type]  # an order's stream holds its events
+            order = evolve(order, _event_of(recorded))  # type: ignore[arg-type]  # an order's stream holds its events
         return order
 
     def _resume(self, head: Recorded, seal: BatchSealed, login: int, server: str) -> None:
         first = self._store.at(1)
-        created = decode(first).data if first is not None else None
+        created = _event_of(first) if first is not None else None
         if not isinstance(created, LedgerCreated):
             raise LedgerDamaged(f"ledger {self._store.name} does not begin with its creation", 1)
         if (created.login, created.server) != (login, server):
@@ -285,7 +342,7 @@ class Ledger:
         touched: dict[str, None] = {}
         if seal.checkpoint:
             found = self._store.at(seal.checkpoint)
-            data = decode(found).data if found is not None else None
+            data = _event_of(found) if found is not None else None
             if not isinstance(data, Checkpointed):
                 raise LedgerDamaged(f"the checkpoint {seal.checkpoint} is missing: run verify", seal.checkpoint)
             touched.update(dict.fromkeys(data.open_orders))
@@ -318,7 +375,7 @@ class Ledger:
                     except TimeoutError:
                         await self._check_head()
                     continue
-                await self._commit(await self._take())
+                await self._commit(self._take())
         except LedgerError as error:
             self._fail(error)
         except BaseException as error:
@@ -328,39 +385,37 @@ class Ledger:
     def _fail(self, error: LedgerError) -> None:
         if not self.failure.done():
             self.failure.set_result(error)
-        for pending in self._queue:
+        for pending in (*self._taken, *self._queue):
             if not pending.durable.done():
                 pending.durable.set_exception(error)
                 pending.durable.exception()  # the waiter may be gone; the failure itself is reported once
+        self._taken = []
         self._queue.clear()
 
-    async def _take(self) -> list[_Pending]:
+    def _take(self) -> list[_Pending]:
         batch: list[_Pending] = []
+        self._taken = batch  # whatever happens from here on, their waiters hear of it
         size = 0
         while self._queue and (not batch or size + len(self._queue[0].events) <= MAX_BATCH):
             pending = self._queue.popleft()
             size += len(pending.events)
             batch.append(pending)
+        return batch
+
+    async def _learn_versions(self, batch: list[_Pending]) -> None:
         unknown = {p.stream for p in batch if p.first_version == 0} - self._versions.keys()
         if unknown:
             loop = asyncio.get_running_loop()
             found = await loop.run_in_executor(self._readers, self._last_versions, unknown)
             self._versions.update(found)
-        return batch
 
     def _last_versions(self, streams: set[str]) -> dict[str, int]:
         return {stream: len(self._store.stream(stream)) for stream in streams}
 
     async def _commit(self, batch: list[_Pending]) -> None:
+        await self._learn_versions(batch)
         records, seal, seqs = self._sealed(batch)
-        try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._store_durably, records)
-        except LedgerError as error:
-            for pending in batch:
-                if not pending.durable.done():
-                    pending.durable.set_exception(error)
-                    pending.durable.exception()
-            raise
+        await self._thread.run(records)
         self._seq, self._digest = records[-1].seq, seal.digest
         for pending, first_seq in zip(batch, seqs, strict=True):
             if not pending.durable.done():
@@ -426,7 +481,7 @@ class Ledger:
             build=self._build,
             data=event,
         )
-        return Recorded(seq, stream, version, topic, encode(envelope))
+        return Fresh(seq, stream, version, topic, encode(envelope), envelope)
 
     def _store_durably(self, records: list[Recorded]) -> None:
         """Stores the batch; a commit whose reply was lost is repeated identically and settled by its seal."""

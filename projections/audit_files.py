@@ -23,6 +23,7 @@ T = TypeVar("T")
 FILE_BYTES: Final = 64 * 1024 * 1024
 _TAIL: Final = 256 * 1024
 _SEAL_MARK: Final = f'"topic":"{SEALED}"'.encode()
+_APPEND: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _decoder = msgspec.json.Decoder(AuditRecord)
 _encoder = msgspec.json.Encoder()
 
@@ -96,7 +97,7 @@ class AuditFilesSink:
             return
         is_new = not path.exists()
         data = memoryview(b"\n".join(lines) + b"\n")
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, _APPEND, 0o600)
         try:
             while data:
                 data = data[os.write(descriptor, data) :]
@@ -166,7 +167,9 @@ def _as_seal(line: bytes) -> Recorded | None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a new or removed name durable."""
+    """Makes a new or removed name durable, where folders can be opened for that."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -84,6 +84,11 @@ def connect(target: Target) -> "Client":
             compress=target.host not in ("127.0.0.1", "localhost", "::1"),
         )
     except ClickHouseError as error:
+        if target.embedded and "already initialized" in str(error):
+            raise SinkRefused(
+                f"cannot open ClickHouse in {target.path}: this process has another folder open",
+                "use one data folder per process",
+            ) from error
         raise translated(error) from error
 
 

@@ -81,7 +81,9 @@ class Batch:
 
 class Sink(Protocol):
     """Where a projection goes. A failure that time can heal is an OSError (TimeoutError, ConnectionError and
-    `SinkUnavailable` are) or LedgerUnavailable; everything else stops this sink, and only this one."""
+    `SinkUnavailable` are) or LedgerUnavailable; everything else stops this sink, and only this one.
+
+    A sink that returns from `write` before all is safe has a method `check()`, which raises what `write` would have."""
 
     @property
     def name(self) -> str: ...
@@ -148,6 +150,7 @@ class Follower:
         self._source, self._sink, self._pace = source, sink, pace or Pace()
         self._on_change = on_change
         self._random = random.Random(seed)
+        self._check_sink: Callable[[], None] = getattr(sink, "check", lambda: None)
         self._stop = asyncio.Event()
         self._waiting: asyncio.Future[None] | None = None
         self._attached = False
@@ -238,6 +241,7 @@ class Follower:
 
     async def _step(self) -> None:
         """One batch, or a wait until there may be one."""
+        self._check_sink()
         began = time.monotonic()
         full = await self._take()
         if full is None:

@@ -273,8 +273,9 @@ def _configure_logging(level: str) -> None:
 
 
 def main() -> int:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGPIPE"):
+        if hasattr(signal, name):  # not every platform has them all
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     # Status lines have a descriptor of their own: what a library prints must not end up between them.
     reporter = _Reporter(os.dup(1))
     os.dup2(2, 1)
@@ -282,8 +283,9 @@ def main() -> int:
         settings = msgspec.json.decode(_first_line(), type=ProjectionSettings)
         _leave_out(settings)
         _configure_logging(settings.log_level)
-        with contextlib.suppress(OSError):
-            os.nice(settings.nice)
+        if hasattr(os, "nice"):
+            with contextlib.suppress(OSError):
+                os.nice(settings.nice)
         code = _locked(settings, reporter)
     except (msgspec.MsgspecError, ValueError) as error:
         reporter.tell("failed", error=f"settings: {error}", remedy="give one line of JSON on stdin")

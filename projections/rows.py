@@ -176,14 +176,14 @@ def slippage_points_of(fill: Fill) -> Decimal | None:
 
 def fit(value: Decimal) -> tuple[bool, Decimal]:
     """Whether the value fits `Decimal(18, 8)`, and the value or the nearest that does."""
+    if not value:
+        return True, ZERO
     if not value.is_finite():
-        return False, ZERO
-    if abs(value) > _BOUND:
-        return False, _BOUND.copy_sign(value)
-    rounded = value.quantize(_STEP, context=_EXACT)
-    if abs(rounded) > _BOUND:
-        return False, _BOUND.copy_sign(value)
-    return rounded == value, rounded
+        return False, ZERO if value.is_nan() else _BOUND.copy_sign(value)
+    if -_BOUND <= value <= _BOUND:
+        rounded = value.quantize(_STEP, context=_EXACT)
+        return rounded == value, rounded
+    return False, _BOUND.copy_sign(value)
 
 
 def microseconds(moment: datetime) -> int:

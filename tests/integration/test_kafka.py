@@ -145,6 +145,7 @@ async def test_an_outage_is_survived_without_loss_or_repetition(server: KafkaSer
     run = asyncio.create_task(follower.run())
     await asyncio.wait_for(arrived.wait(), 20)
     arrived.clear()
+    await read_topic(server.brokers, topic)  # the markers of what was committed are written, too
     server.kill()
     source.records = history.orders(10).records
     await asyncio.wait_for(failed.wait(), 90)

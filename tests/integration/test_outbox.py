@@ -40,20 +40,24 @@ async def opened(tmp_path):
 async def following(server, ledger, store, *, new_ledger=True):
     """The outbox as the service runs it; at the end it finishes what the ledger holds."""
     connection = await nats.connect(server.url, reconnect_time_wait=0.05, max_reconnect_attempts=-1, error_cb=quiet)
-    outbox = Outbox(connection, store, ledger.tail, ledger.ledger_id, ledger.login, new_ledger=new_ledger)
-    moved = asyncio.Event()
-    follower = Follower(
-        ledger.tail, outbox, Pace(retry_first_s=0.05, retry_most_s=0.2), on_change=lambda _: moved.set()
+    outbox = Outbox(
+        connection,
+        store,
+        ledger.tail,
+        ledger.ledger_id,
+        ledger.login,
+        new_ledger=new_ledger,
+        on_failure=ledger.tail.wake,
     )
+    follower = Follower(ledger.tail, outbox, Pace(retry_first_s=0.05, retry_most_s=0.2, idle_s=0.2))
     await follower.start(5)
     task = asyncio.create_task(follower.run())
     try:
         yield
         head = await ledger.tail.head()
         async with asyncio.timeout(20):
-            while follower.progress.position < head:
-                moved.clear()
-                await moved.wait()
+            while outbox.settled.seq < head:
+                await asyncio.sleep(0.01)  # noqa: ASYNC110 - acknowledgements come without an event of their own
     finally:
         follower.stop()
         await task

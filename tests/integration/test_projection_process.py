@@ -2,7 +2,9 @@ import asyncio
 import os
 import shutil
 import signal
+import sys
 import time
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -13,9 +15,9 @@ import pytest
 from ledger.errors import LedgerLocked
 from ledger.events import Recorded
 from ledger.store import EventStore, open_store
-from projections.agree import agree_audit, agree_clickhouse, open_readonly
+from projections.agree import Agreement, agree_audit, agree_clickhouse, open_readonly
 from tests.history import History
-from tests.projection_process import ProjectionProcess, stored
+from tests.projection_process import ROOT, ProjectionProcess, stored
 from tests.servers import postgres_server
 
 
@@ -46,6 +48,15 @@ def restored_backup(folder: Path, records: list[Recorded]) -> EventStore:
     return stored(folder, records)
 
 
+def clickhouse_agreement(store: EventStore, url: str, ledger_id: str) -> tuple[Agreement, Agreement]:
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    client = clickhouse_connect.get_client(host=host, port=int(port))
+    try:
+        return agree_clickhouse(store, client, "suho_analytics", ledger_id)
+    finally:
+        client.close()
+
+
 async def query(url: str, sql: str) -> str:
     async with aiohttp.ClientSession() as http, http.post(url, data=sql.encode()) as response:
         return await response.text()
@@ -57,16 +68,11 @@ async def test_every_sink_reaches_the_end_of_the_ledger_and_agrees_with_it(
     ready = await running.until("ready")
     assert [sink["sink"] for sink in ready["sinks"]] == ["clickhouse", "audit"]
     await running.until_at(len(history.records))
-    host, _, port = ready["clickhouse_http"].removeprefix("http://").rpartition(":")
-
-    def agreements() -> tuple[bool, ...]:
-        client = clickhouse_connect.get_client(host=host, port=int(port))
-        events, executions = agree_clickhouse(store, client, "suho_analytics", history.ledger_id)
-        client.close()
-        assert (events.compared, executions.compared) == (len(history.records), 60)
-        return events.ok, executions.ok, agree_audit(store, tmp_path / "audit").ok
-
-    assert await asyncio.to_thread(agreements) == (True, True, True)
+    events, executions = await asyncio.to_thread(
+        clickhouse_agreement, store, ready["clickhouse_http"], history.ledger_id
+    )
+    assert (events.ok, events.compared, executions.ok, executions.compared) == (True, len(history.records), True, 60)
+    assert agree_audit(store, tmp_path / "audit").ok
 
 
 async def test_a_wake_up_brings_new_events_through_at_once(
@@ -126,12 +132,30 @@ async def test_a_killed_process_is_continued_by_its_successor(
         process.process.kill()
         await process.process.wait()
     process = await ProjectionProcess.start(tmp_path)
+    ready = await process.until("ready")
     await process.until_at(len(history.records))
-    assert await process.stop() == 0
-    with open_readonly(tmp_path) as client:
-        found = agree_clickhouse(store, client, "suho_analytics", history.ledger_id)
+    found = await asyncio.to_thread(clickhouse_agreement, store, ready["clickhouse_http"], history.ledger_id)
     assert [(one.ok, one.difference) for one in found] == [(True, ""), (True, "")]
+    assert await process.stop() == 0
     assert agree_audit(store, tmp_path / "audit").ok
+
+
+async def test_the_folder_can_be_read_when_no_service_runs(
+    tmp_path: Path, running: ProjectionProcess, history: History
+) -> None:
+    await running.until_at(len(history.records))
+    await running.stop()
+    # In a process of its own: one process can open one folder only.
+    code = (
+        "import sys, pathlib; from projections.agree import open_readonly\n"
+        "with open_readonly(pathlib.Path(sys.argv[1])) as client:\n"
+        "    print(client.command('SELECT count() FROM suho_analytics.executions'))\n"
+        "    try: client.command('DROP TABLE suho_analytics.executions')\n"
+        "    except Exception as error: print('READONLY' in str(error))\n"
+    )
+    reader = await asyncio.create_subprocess_exec(sys.executable, "-c", code, tmp_path, cwd=ROOT, stdout=PIPE)
+    output, _ = await reader.communicate()
+    assert output.decode().split() == ["60", "True"]
 
 
 async def test_a_successor_waits_for_a_predecessor_that_is_stopping(

@@ -102,7 +102,7 @@ def test_only_order_streams_name_an_order() -> None:
         ("1.100000000", True, "1.1"),
         ("1E+400000", False, "9999999999.99999999"),
         ("NaN", False, "0"),
-        ("-Infinity", False, "0"),
+        ("-Infinity", False, "-9999999999.99999999"),
     ],
 )
 def test_what_does_not_fit_a_column_is_bounded_and_said(value: str, fits: bool, stored: str) -> None:
