@@ -38,6 +38,7 @@ PULL: Final = 256
 PULL_EXPIRES_S: Final = 30.0
 HEARTBEAT_S: Final = 5.0
 MAX_BACKLOG: Final = 2_000
+KEEP_ORDERS_S: Final = 7 * 86_400  # what nobody took for a week is far past its age limit
 
 
 class BusRefused(Exception):
@@ -157,7 +158,7 @@ class OrderBus:
             info = await js.stream_info(STREAM)
         except nats.js.errors.NotFoundError:
             try:
-                await js.add_stream(StreamConfig(name=STREAM, subjects=[SUBMITTED, ADDRESSED]))
+                await js.add_stream(StreamConfig(name=STREAM, subjects=[SUBMITTED, ADDRESSED], max_age=KEEP_ORDERS_S))
             except nats.js.errors.APIError as error:
                 raise BusRefused(f"cannot create the stream {STREAM}: {error.description}") from None
             info = await js.stream_info(STREAM)
@@ -220,7 +221,7 @@ class OrderBus:
             received.order_id,
             ReceiveOrder(
                 received=received,
-                age_from=created or arrived or self._clock(),
+                age_from=_age_from(created, arrived, self._clock()),
                 unrecorded=self._unrecorded.get(received.order_id, 0),
             ),
             cause,
@@ -247,6 +248,12 @@ class OrderBus:
             await messages[-1].ack_sync(timeout=5)
         except (nats.errors.Error, TimeoutError) as error:
             log.warning("orders will be delivered again", error=str(error) or type(error).__name__)
+
+
+def _age_from(created: datetime | None, arrived: datetime | None, now: datetime) -> datetime:
+    """When the age of an order begins: when it was created, but never later than it arrived."""
+    arrived = arrived or now
+    return min(created, arrived) if created is not None else arrived
 
 
 def _origin(message: Msg) -> tuple[datetime | None, Source]:

@@ -262,10 +262,10 @@ def verify_ledger(settings: Settings, *, progress: bool) -> dict[str, Any]:
     try:
         head = store.head()
         total = head.seq if head else 0
-        # A running service appends meanwhile: what is checked ends at the seal that was the head when it began.
-        records = (one for one in store.scan() if one.seq <= total) if total else store.scan()
+        # A running service appends meanwhile. Its commits are whole, so the last page ends at a seal all the same;
+        # leaving anything out would let a forged event hide there.
         with progress_bar("verifying", total, shown=progress) as advance:
-            found = verify(advance(records))
+            found = verify(advance(store.scan()))
     finally:
         store.close()
     took_s = max(time.perf_counter() - began, 1e-9)

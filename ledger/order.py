@@ -101,6 +101,7 @@ TRANSITIONS: Final = MappingProxyType(
         (_S.READY, OrderFailed): _S.FAILED,
         (_S.SENDING, SendAbandoned): _S.READY,
         (_S.SENDING, OutcomeUnknown): _S.UNKNOWN,
+        (_S.READY, OutcomeUnknown): _S.UNKNOWN,
         (_S.SENDING, OrderPartiallyFilled): _S.PARTIALLY_FILLED,
         (_S.SENDING, OrderFilled): _S.FILLED,
         (_S.SENDING, OrderRejected): _S.REJECTED,
@@ -378,7 +379,8 @@ def _answered(order: Order, command: RecordAnswer) -> list[OrderEvent]:
     elif command.attempt != order.attempt:
         pass  # the answer to an attempt that is over says nothing about the one that is not
     elif command.verdict in ("success", "ambiguous"):
-        if order.status is Status.SENDING:
+        # Also when the attempt was taken for abandoned: an answer says that it was not.
+        if order.status in (Status.SENDING, Status.READY):
             events.append(
                 OutcomeUnknown(
                     attempt=command.attempt,

@@ -59,7 +59,12 @@ class WriterLock(Protocol):
 
 
 class EventStore:
-    """A ledger's events. Reads may be called from any thread; only the writer calls `insert`."""
+    """A ledger's events. Reads may be called from any thread; only the writer calls `insert`.
+
+    `is_local`: calls end within a millisecond or so, so that an event loop may make them itself.
+    """
+
+    is_local = False
 
     def __init__(self, recorder: ApplicationRecorder, name: str) -> None:
         self._recorder = recorder
@@ -184,6 +189,8 @@ class _DurablePool(SQLiteConnectionPool):
 
 
 class _SqliteStore(EventStore):
+    is_local = True
+
     def __init__(self, path: Path, *, readonly: bool) -> None:
         self._path = path
         if readonly:

@@ -52,7 +52,7 @@ def parse_decimal(text: str) -> Decimal:
 
 
 def plain(value: Decimal) -> Decimal:
-    """The same number without exponent or trailing zeros, so that equal numbers are stored as equal text."""
+    """The same number without trailing zeros, so that equal numbers are stored as equal text."""
     return Decimal(format(value.normalize(), "f")) if value else Decimal(0)
 
 

@@ -46,6 +46,7 @@ MAX_ENDED_ORDERS: Final = 5_000
 MAX_TAIL: Final = 20_000
 CHECKPOINT_EVERY: Final = 20_000
 HEAD_CHECK_S: Final = 1.0
+LOAD_AT_ONCE: Final = 64
 COMMIT_ATTEMPTS: Final = 5
 
 
@@ -257,8 +258,11 @@ class Ledger:
         missing = [one for one in order_ids if self.order(one) is None]
         if not missing:
             return
-        loop = asyncio.get_running_loop()
-        loaded = await loop.run_in_executor(self._readers, self._read_orders, missing)
+        if self._store.is_local and len(missing) <= LOAD_AT_ONCE:
+            loaded = self._read_orders(missing)
+        else:
+            loop = asyncio.get_running_loop()
+            loaded = await loop.run_in_executor(self._readers, self._read_orders, missing)
         for order in loaded:
             if self.order(order.order_id) is None:  # another message may have been quicker
                 self._keep(order)
@@ -415,7 +419,12 @@ class Ledger:
     async def _commit(self, batch: list[_Pending]) -> None:
         await self._learn_versions(batch)
         records, seal, seqs = self._sealed(batch)
-        await self._thread.run(records)
+        if self._store.is_local:
+            # A commit on a local file takes less time than the way to another thread and back.
+            self._store_durably(records)
+            await asyncio.sleep(0)
+        else:
+            await self._thread.run(records)
         self._seq, self._digest = records[-1].seq, seal.digest
         for pending, first_seq in zip(batch, seqs, strict=True):
             if not pending.durable.done():

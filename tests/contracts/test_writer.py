@@ -187,6 +187,8 @@ async def test_a_future_resolves_only_when_its_events_are_stored(place):
     reached, gate = threading.Event(), threading.Event()
 
     class Slow(Store):
+        is_local = False  # not to be waited for by the loop itself
+
         def insert(self, batch):
             if batch[0].stream == "order/ord_1":
                 reached.set()
@@ -203,6 +205,21 @@ async def test_a_future_resolves_only_when_its_events_are_stored(place):
     gate.set()
     await durable(first, second)
     assert len(list(batches(sound(place)))) == 3
+    await ledger.close()
+
+
+async def test_no_future_is_resolved_while_its_commit_is_made(place):
+    waiting, early = [], []
+
+    class Watched(Store):
+        def insert(self, batch):
+            self._store.insert(batch)
+            early.extend(one for one in waiting if one.durable.done())
+
+    ledger = await opened(place, Watched)
+    waiting += [place_order(ledger, f"ord_{n}") for n in range(20)]
+    await durable(*waiting)
+    assert early == []
     await ledger.close()
 
 

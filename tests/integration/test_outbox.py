@@ -57,7 +57,7 @@ async def following(server, ledger, store, *, new_ledger=True):
         head = await ledger.tail.head()
         async with asyncio.timeout(20):
             while outbox.settled.seq < head:
-                await asyncio.sleep(0.01)  # noqa: ASYNC110 - acknowledgements come without an event of their own
+                await asyncio.sleep(0.01)
     finally:
         follower.stop()
         await task

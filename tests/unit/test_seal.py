@@ -299,6 +299,24 @@ def test_a_batch_that_is_forged_with_its_seal_breaks_the_chain_behind_it():
     assert bad_seq([*forged[:11], seal, *SOUND[12:]]) == 13
 
 
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"version": 9}, "event 15 is version 9 of order/ord_2_3, 2 was expected"),
+        ({"stream": "order/x"}, "event 15 is version 2 of order/x, 1 was expected"),
+        ({"topic": "order.failed"}, "event 15 is stored as order.failed, but is order.partially_filled"),
+    ],
+    ids=repr,
+)
+def test_what_contradicts_itself_is_found_even_under_a_seal_that_fits(changes, problem):
+    """The last seal can be forged with its batch; the events must still make sense together."""
+    forged = replaced(15, **changes)
+    root = merkle_root([leaf_hash(one) for one in forged[12:-1]]).hex()
+    found = verify([*forged[:-1], resealed(SEALS[-1], root=root)[-1]])
+    assert found.first_bad_seq == 13
+    assert problem in found.problem
+
+
 def test_a_second_ledger_pasted_behind_is_found_at_its_first_event():
     other = History(ledger_id="ledger-b").orders(1).records
     assert bad_seq(SOUND + other) == len(SOUND) + 1
