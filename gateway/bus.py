@@ -225,6 +225,7 @@ class OrderBus:
                 unrecorded=self._unrecorded.get(received.order_id, 0),
             ),
             cause,
+            soon=True,
         )
         if not executed.events:
             self._unrecorded[received.order_id] = self._unrecorded.get(received.order_id, 0) + 1

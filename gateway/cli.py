@@ -74,7 +74,8 @@ def serve(data: str | None, nats_port: str | None, clickhouse_port: str | None, 
         sys.stdout.flush()
 
     with _failures():
-        asyncio.run(run(settings, say))
+        import uvloop
+        uvloop.run(run(settings, say))
     say("stopped")
 
 

@@ -207,7 +207,8 @@ class Submitter:
         else:
             # The check is a courtesy: a terminal that cannot answer it does not stop the order, sending decides.
             command = RecordCheck(result=None, passed=False, problem=problem or (outcome.text if outcome else ""))
-        if not self._tell(order_id, command, cause).order.is_open:
+        # A passed check is followed by the intent at once: one commit does for both.
+        if not self._tell(order_id, command, cause, soon=command.passed).order.is_open:
             self._built.pop(order_id, None)
         self.take(order_id, cause)
 
@@ -380,8 +381,8 @@ class Submitter:
     def set_broker_utc_offset(self, offset_s: int) -> None:
         self._offset_s = offset_s
 
-    def _tell(self, order_id: str, command: OrderCommand, cause: Cause) -> Executed:
-        return self._ledger.execute(order_id, command, cause)
+    def _tell(self, order_id: str, command: OrderCommand, cause: Cause, *, soon: bool = False) -> Executed:
+        return self._ledger.execute(order_id, command, cause, soon=soon)
 
     def _begin(self, orders: int) -> None:
         self.in_hand += orders

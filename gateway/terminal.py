@@ -179,7 +179,10 @@ class TerminalProcess:
             their_evidence.close()
         child = Child(process, evidence, self._lost)
         self._children.add(child)
-        await loop.create_connection(lambda: child, sock=ours)
+        if ours.family == getattr(socket, "AF_UNIX", None):
+            await loop.create_unix_connection(lambda: child, sock=ours)
+        else:  # a pair of sockets is a TCP connection on Windows
+            await loop.create_connection(lambda: child, sock=ours)
         return child
 
     def _lost(self, child: Child, reason: str) -> None:

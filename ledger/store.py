@@ -6,6 +6,7 @@ The library stores (stream, version, topic, bytes) and keeps versions unique; wh
 
 import contextlib
 import sqlite3
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
@@ -193,6 +194,8 @@ class _SqliteStore(EventStore):
 
     def __init__(self, path: Path, *, readonly: bool) -> None:
         self._path = path
+        self._asking = threading.Lock()
+        self._ask: sqlite3.Connection | None = None
         if readonly:
             if not path.exists():
                 raise LedgerUnavailable(
@@ -216,14 +219,23 @@ class _SqliteStore(EventStore):
             recorder.select_notifications(None, 1)
 
     def existing(self, streams: Sequence[str]) -> set[str]:
+        # Asked for every order that arrives: a connection of its own saves the pool and its transaction.
         found: set[str] = set()
-        with _unavailable(self.name), self._datastore.transaction(commit=False) as cursor:
+        with _unavailable(self.name), self._asking:
+            if self._ask is None:
+                self._ask = sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True, check_same_thread=False)
             for start in range(0, len(streams), 500):  # SQLite bounds the parameters of a statement
                 part = streams[start : start + 500]
-                marks = ",".join("?" * len(part))
-                cursor.execute(f"{_EXISTING} IN ({marks})", part)
-                found.update(row[0] for row in cursor.fetchall())
+                rows = self._ask.execute(f"{_EXISTING} IN ({','.join('?' * len(part))})", part)
+                found.update(row[0] for row in rows)
         return found
+
+    def close(self) -> None:
+        with self._asking:
+            if self._ask is not None:
+                self._ask.close()
+                self._ask = None
+        super().close()
 
     def lock(self) -> WriterLock:
         from filelock import FileLock, Timeout

@@ -46,6 +46,7 @@ MAX_ENDED_ORDERS: Final = 5_000
 MAX_TAIL: Final = 20_000
 CHECKPOINT_EVERY: Final = 20_000
 HEAD_CHECK_S: Final = 1.0
+SOON_S: Final = 0.002
 LOAD_AT_ONCE: Final = 64
 COMMIT_ATTEMPTS: Final = 5
 
@@ -201,6 +202,7 @@ class Ledger:
         self._queue: deque[_Pending] = deque()
         self._taken: list[_Pending] = []
         self._wake = asyncio.Event()
+        self._soon: asyncio.TimerHandle | None = None
         self._thread = _CommitThread(self._store_durably)
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="ledger-read")
         self._task: asyncio.Task[None] | None = None
@@ -267,8 +269,12 @@ class Ledger:
             if self.order(order.order_id) is None:  # another message may have been quicker
                 self._keep(order)
 
-    def execute(self, order_id: str, command: OrderCommand, cause: Cause) -> Executed:
-        """Decides, on the pending state of a loaded order. The future of no events is resolved at once."""
+    def execute(self, order_id: str, command: OrderCommand, cause: Cause, *, soon: bool = False) -> Executed:
+        """Decides, on the pending state of a loaded order. The future of no events is resolved at once.
+
+        `soon`: something of this order that must be durable is about to follow, so the commit may wait for it, at
+        most `SOON_S`: one commit then does for both.
+        """
         order = self.order(order_id)
         if order is None:
             order = Order(order_id=order_id)
@@ -281,7 +287,8 @@ class Ledger:
         for event in events:
             order = evolve(order, event)
         self._keep(order)
-        self._enqueue(_Pending(order_stream(order_id), first_version, list(events), cause, self._clock(), durable))
+        pending = _Pending(order_stream(order_id), first_version, list(events), cause, self._clock(), durable)
+        self._enqueue(pending, soon=soon)
         return Executed(order, events, durable)
 
     def append(self, stream: str, event: Event, cause: Cause) -> "asyncio.Future[Committed]":
@@ -362,24 +369,37 @@ class Ledger:
     def _start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="ledger-writer")
 
-    def _enqueue(self, pending: _Pending) -> None:
+    def _enqueue(self, pending: _Pending, *, soon: bool = False) -> None:
         if self.failure.done() or self._closing:
             raise LedgerUnavailable("the ledger's writer has stopped")
         self._queue.append(pending)
+        if not soon:
+            self._wake.set()
+        elif not self._wake.is_set() and self._soon is None:
+            self._soon = asyncio.get_running_loop().call_later(SOON_S, self._wake_now)
+
+    def _wake_now(self) -> None:
+        self._soon = None
         self._wake.set()
 
     async def _run(self) -> None:
         try:
             while self._queue or not self._closing:
-                if not self._queue:
-                    self._wake.clear()
+                if not self._wake.is_set() and not self._closing:
                     try:
                         async with asyncio.timeout(HEAD_CHECK_S):
                             await self._wake.wait()
                     except TimeoutError:
                         await self._check_head()
-                    continue
-                await self._commit(self._take())
+                        continue
+                if self._soon is not None:
+                    self._soon.cancel()
+                    self._soon = None
+                if self._queue:
+                    await self._commit(self._take())
+                # What came meanwhile without haste waits for its companion again, unless the batch was full.
+                if not self._queue:
+                    self._wake.clear()
         except LedgerError as error:
             self._fail(error)
         except BaseException as error:
