@@ -75,6 +75,7 @@ def serve(data: str | None, nats_port: str | None, clickhouse_port: str | None, 
 
     with _failures():
         import uvloop
+
         uvloop.run(run(settings, say))
     say("stopped")
 
