@@ -54,10 +54,7 @@ async def following(server, ledger, store, *, new_ledger=True):
     task = asyncio.create_task(follower.run())
     try:
         yield
-        head = await ledger.tail.head()
-        async with asyncio.timeout(20):
-            while outbox.settled.seq < head:
-                await asyncio.sleep(0.01)
+        await told_up_to(await ledger.tail.head(), outbox)
     finally:
         follower.stop()
         await task
@@ -67,6 +64,15 @@ async def following(server, ledger, store, *, new_ledger=True):
 
 async def quiet(_):
     pass
+
+
+async def told_up_to(seq, outbox):
+    """Acknowledgements come without an event of their own: they are looked for."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + 20
+    while outbox.settled.seq < seq:
+        assert loop.time() < deadline, "NATS did not acknowledge the news"
+        await asyncio.sleep(0.01)
 
 
 async def take(ledger, *order_ids):
