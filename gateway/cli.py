@@ -74,9 +74,7 @@ def serve(data: str | None, nats_port: str | None, clickhouse_port: str | None, 
         sys.stdout.flush()
 
     with _failures():
-        import uvloop
-
-        uvloop.run(run(settings, say))
+        asyncio.run(run(settings, say))
     say("stopped")
 
 

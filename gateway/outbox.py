@@ -1,7 +1,8 @@
 """News out: the NATS sink, one more follower of the ledger.
 
-Every message goes to JetStream, into one stream with the subjects listed, chained by the expected last sequence, so
-that two outboxes cannot interleave. NATS is never refilled with history: the position is in a KV bucket of this
+Every message goes to JetStream, into one stream with the subjects listed, chained by the expected last sequence and
+message id, so that none can be stored whose predecessor is missing and two outboxes cannot interleave. NATS is never
+refilled with history: the position is in a KV bucket of this
 ledger and in the header of every message; when neither is there, it starts at the head of the ledger and says so.
 """
 
@@ -136,6 +137,7 @@ class Outbox:
         self._kv: KeyValue | None = None
         self._on_failure = on_failure
         self._sequence = 0  # of the last message in the stream, those on their way included
+        self._last_id = ""  # of the last message published since the position was found
         self._published = 0  # seq of the newest event that the stream was found to hold
         self._waiting: deque[tuple[asyncio.Future[int] | Position, float]] = deque()
         self._position = Position(0, "")
@@ -214,6 +216,7 @@ class Outbox:
     async def _find_position(self) -> Position | None:
         info = await self._js.stream_info(self._stream)
         self._sequence = info.state.last_seq
+        self._last_id = ""
         self._published = 0
         self._waiting.clear()
         cursor: Position | None = None
@@ -256,6 +259,10 @@ class Outbox:
                 SEQ: str(recorded.seq),
                 POSITION: position,
             }
+            if self._last_id:
+                # The sequence alone would let this one pass in the place of a stranger after its predecessor failed.
+                headers["Nats-Expected-Last-Msg-Id"] = self._last_id
+            self._last_id = envelope.event_id
             if envelope.source is not None and envelope.source.traceparent:
                 headers["traceparent"] = envelope.source.traceparent
             self._sequence += 1

@@ -12,7 +12,7 @@ import gzip
 import json
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any, Final, Protocol
@@ -147,7 +147,8 @@ class Session:
     def __init__(self, path: str, limits: Limits) -> None:
         import chdb
 
-        self._engine: Engine = chdb.connect(path)
+        connect: Callable[[str], Engine] = chdb.connect
+        self._engine = connect(path)
         self._prepare(limits)
         self._names = self._read_names()
 
