@@ -1,4 +1,4 @@
-"""Requests as they arrive, and news from the broker: the inputs of `order.decide`.
+"""Requests as they arrive, and news from the broker: the inputs of `decide.decide`.
 
 `read_order` turns the bytes of a message into what could be understood and every reason against it. It is total:
 hostile bytes give reasons, never an exception. Unknown fields are kept in the raw text and not trusted.

@@ -21,9 +21,10 @@ from ledger.commands import (
     StartSend,
     read_order,
 )
+from ledger.decide import decide
 from ledger.errors import InvariantViolated
 from ledger.events import OrderEvent
-from ledger.order import Order, decide, evolve, fold
+from ledger.order import Order, evolve, fold
 from ledger.trade import ACTION_DEAL, BrokerOrder, CheckResult, Deal, TradeRequest, TradeResult
 from ledger.values import comment_of, magic_of
 

@@ -20,6 +20,7 @@ PURE = {
     "ledger/events.py": {"collections", "datetime", "decimal", "typing", "msgspec"},
     "ledger/commands.py": {"hashlib", "datetime", "decimal", "typing", "msgspec"},
     "ledger/order.py": {"datetime", "decimal", "enum", "types", "typing", "msgspec"},
+    "ledger/decide.py": {"datetime", "decimal", "typing", "msgspec"},
     "ledger/plan.py": {"datetime", "decimal", "typing", "msgspec"},
     "ledger/seal.py": {"hashlib", "collections", "typing", "msgspec"},
     "ledger/errors.py": set(),
@@ -97,7 +98,7 @@ def test_only_what_belongs_there_stands_at_the_top():
 
 
 def test_modules_stay_small_enough_to_be_held_in_the_head():
-    long = {name(path): lines for path in MODULES if (lines := len(path.read_text().splitlines())) > 560}
+    long = {name(path): lines for path in MODULES if (lines := len(path.read_text().splitlines())) > 500}
     assert not long
 
 

@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from ledger.commands import ExpireOrder, GiveUp, RecordCheck, RefuseOrder
+from ledger.decide import decide
 from ledger.errors import InvariantViolated
 from ledger.events import (
     AnomalyDetected,
@@ -30,7 +31,7 @@ from ledger.events import (
     SendAbandoned,
     SendStarted,
 )
-from ledger.order import ENDED, Order, Status, decide, evolve
+from ledger.order import ENDED, Order, Status, evolve
 from ledger.trade import TYPE_SELL, Position
 from tests.decider import (
     NOW,
