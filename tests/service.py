@@ -113,7 +113,9 @@ class Service:
         if self.process is not None:
             if self.process.poll() is None:
                 self.process.kill()
-            self.process.communicate()
+            self.process.wait()
+            if self.process.stdout is not None:
+                self.process.stdout.close()
         stop_simulated_broker(self.folder)
 
 
