@@ -47,6 +47,8 @@ NATS_CONNECT_S: Final = 10.0
 PROJECTIONS_READY_S: Final = 20.0
 STOP_SENDS_S: Final = 1.5
 STOP_NEWS_S: Final = 1.0
+STOP_S: Final = 4.0  # for all parts together
+STOP_LEAST_S: Final = 0.2  # for each, however late it is
 MARGIN_MODES: Final = {0: "netting", 1: "exchange", 2: "hedging"}
 
 
@@ -343,14 +345,13 @@ class Service:
                 raise StartFailed(str(error or "the news to NATS stopped: see the log"))
 
     async def _stop(self) -> None:
+        """Undoes the start in reverse. A part that does not end in its time is left: it ends with this process."""
         self._stop_asked.set()
-        for failure in self._failures:
-            if not isinstance(failure, asyncio.Task):
-                failure.cancel()
+        deadline = time.monotonic() + STOP_S
         while self._undo:
             what, undo = self._undo.pop()
             try:
-                await undo()
+                await asyncio.wait_for(undo(), max(deadline - time.monotonic(), STOP_LEAST_S))
             except Exception as error:
                 log.warning("while stopping", part=what, error=str(error) or type(error).__name__)
 

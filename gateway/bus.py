@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -51,8 +51,10 @@ class Pull:
     The client's own `fetch` ends each request before it begins the next; here they overlap.
     """
 
-    def __init__(self, connection: Client, stream: str, consumer: str) -> None:
+    def __init__(self, connection: Client, stream: str, consumer: str, recover: Callable[[], Awaitable[None]]) -> None:
         self._connection = connection
+        self._recover = recover  # sets up the consumer again
+        self._gone = False
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         self._messages: deque[Msg] = deque()
         self._arrived = asyncio.Event()
@@ -69,6 +71,9 @@ class Pull:
         """At least one message, at most `most`."""
         while not self._messages:
             self._arrived.clear()
+            if self._gone:
+                await self._recover()
+                self._gone = False
             if self._outstanding < PULL // 2 or time.monotonic() - self._heard > 3 * HEARTBEAT_S:
                 await self._request()
             with contextlib.suppress(TimeoutError):
@@ -116,8 +121,11 @@ class Pull:
         else:
             # 408: the request ended; 409: the consumer moved or is gone. Either way it is asked anew.
             self._outstanding = 0
+            description = (message.headers or {}).get("Description", "")
+            if status == "503" or "Consumer Deleted" in description:
+                self._gone = True
             if status != "408":
-                log.warning("consumer", status=status, description=(message.headers or {}).get("Description", ""))
+                log.warning("consumer", status=status, description=description)
                 await asyncio.sleep(0.2)
         self._arrived.set()
 
@@ -128,7 +136,7 @@ class OrderBus:
     def __init__(self, connection: Client, ledger: Ledger, submitter: Submitter, clock: Callable[[], datetime]) -> None:
         self._connection, self._ledger, self._submitter, self._clock = connection, ledger, submitter, clock
         self._account = str(ledger.login)
-        self._pull = Pull(connection, STREAM, f"order-ledger-{self._account}")
+        self._pull = Pull(connection, STREAM, f"order-ledger-{self._account}", self._set_up)
         self._task: asyncio.Task[None] | None = None
         self._acks: set[asyncio.Task[None]] = set()
         self._unrecorded: dict[str, int] = {}
@@ -150,7 +158,7 @@ class OrderBus:
             await asyncio.gather(self._task, return_exceptions=True)
         await self._pull.close()
         if self._acks:
-            await asyncio.wait(self._acks, timeout=2)
+            await asyncio.wait(self._acks, timeout=0.5)
 
     async def _set_up(self) -> None:
         js = self._connection.jetstream()

@@ -174,6 +174,19 @@ def load(flags: Mapping[str, str | None], env: Mapping[str, str] = os.environ) -
 
 def _objections(settings: Settings) -> list[str]:
     problems = []
+    for one in settings.nats_url.reveal().split(",") if settings.nats_url else []:
+        if not _is_readable(one.strip(), ("nats", "tls", "ws", "wss")):
+            problems.append("NATS_URL must be nats://[user:password@]host[:port], or a comma list (encode / @ : in it)")
+    ledger_url = settings.ledger_url.reveal()
+    if not ledger_url.startswith("sqlite:///") and not _is_readable(ledger_url, ("postgresql", "postgres")):
+        problems.append(
+            "LEDGER_URL must be sqlite:///file or postgresql://user:password@host/database (encode / @ : in it)"
+        )
+    clickhouse = settings.clickhouse_url.reveal() if settings.clickhouse_url else OFF
+    if clickhouse != OFF and not _is_readable(clickhouse, ("http", "https")):
+        problems.append(
+            "CLICKHOUSE_URL must be http://[user:password@]host[:port], https://… or off (encode / @ : in it)"
+        )
     if settings.terminal != "simulated":
         if not settings.mt5_login:
             problems.append(f"MT5_LOGIN is needed with TERMINAL={settings.terminal}")
@@ -192,9 +205,18 @@ def _objections(settings: Settings) -> list[str]:
 
 
 def safe_url(url: str) -> str:
-    """The URL without user, password and query, for people and logs."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    if parts.port:
-        host = f"{host}:{parts.port}"
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+    """The URL without user, password and query, for people and logs; what cannot be read is not shown at all."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return "(unreadable)"
+    if url == OFF:
+        return url
+    if not parts.scheme or not host or "@" in parts.path:
+        return "(unreadable)"
+    return urlunsplit((parts.scheme, f"{host}:{port}" if port else host, parts.path, "", ""))
+
+
+def _is_readable(url: str, schemes: tuple[str, ...]) -> bool:
+    return urlsplit(url).scheme in schemes and safe_url(url) != "(unreadable)"

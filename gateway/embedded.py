@@ -23,6 +23,8 @@ log = structlog.get_logger()
 LOOPBACK: Final = "127.0.0.1"
 START_S: Final = 20.0
 STOP_S: Final = 3.0
+RESTART_FIRST_S: Final = 0.5
+RESTART_MOST_S: Final = 30.0
 
 
 class StartFailed(Exception):
@@ -125,10 +127,15 @@ class ProjectionProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._woken = False
+        self._woken = self._stopping = False
         self.on_status: Callable[[dict[str, Any]], None] = lambda _: None
 
     async def start(self) -> None:
+        """Starts it. If it dies later it is started again: what it missed it reads from the ledger."""
+        await self._spawn()
+        self._reader = asyncio.create_task(self._keep(), name="projections")
+
+    async def _spawn(self) -> None:
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
         with self._log_file.open("ab") as stderr:
             self._process = await asyncio.create_subprocess_exec(
@@ -144,7 +151,17 @@ class ProjectionProcess:
             )
         assert self._process.stdin is not None
         self._process.stdin.write(msgspec.json.encode(self._settings) + b"\n")
-        self._reader = asyncio.create_task(self._read(), name="projections")
+
+    async def _keep(self) -> None:
+        pause_s = RESTART_FIRST_S
+        while True:
+            await self._read()
+            if self._stopping:
+                return
+            log.error("the projections ended, they are started again", log=str(self._log_file), pause_s=pause_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, RESTART_MOST_S)
+            await self._spawn()
 
     async def ready(self, timeout_s: float) -> dict[str, Any]:
         """What it says when it follows the ledger. Raises TimeoutError, StartFailed."""
@@ -157,9 +174,11 @@ class ProjectionProcess:
             asyncio.get_running_loop().call_later(0.005, self._write_wake)
 
     async def stop(self) -> None:
+        self._stopping = True
         if self._process is not None:
             await end(self._process, STOP_S)
         if self._reader is not None:
+            self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
 
     def _write_wake(self) -> None:
@@ -185,6 +204,7 @@ class ProjectionProcess:
                 )
             self.on_status(status)
         if not self._ready.done():
+            self._stopping = True
             self._ready.set_exception(StartFailed(f"the projections ended at their start: see {self._log_file}"))
         if not self._ready.cancelled():
             self._ready.exception()

@@ -8,6 +8,7 @@ ledger and in the header of every message; when neither is there, it starts at t
 
 import asyncio
 import contextlib
+import re
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
@@ -32,10 +33,12 @@ SUBJECTS: Final = ("broker.fill.>", "broker.error.>", "broker.order.>", "broker.
 POSITION: Final = "Ledger-Position"
 SEQ: Final = "Ledger-Seq"
 ACK_S: Final = 5.0
+CLOSE_S: Final = 0.5
 CURSOR_EVERY_S: Final = 1.0
 WINDOW: Final = 500
 STRANGERS: Final = 200
 _CURSOR: Final = "outbox"
+_POSITION: Final = re.compile(r"([0-9]{1,19}) ([0-9a-f]{64})")
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -196,9 +199,11 @@ class Outbox:
             waiting.popleft()
 
     async def close(self) -> None:
+        # What is not acknowledged by then is found by the header of the last message at the next start.
         with contextlib.suppress(nats.errors.Error, OSError):
-            await self._settle(0)
-            await self._save_cursor()
+            async with asyncio.timeout(CLOSE_S):
+                await self._settle(0)
+                await self._save_cursor()
 
     async def _open(self) -> None:
         await self._publisher.open()
@@ -227,21 +232,25 @@ class Outbox:
                 cursor = msgspec.json.decode(entry.value, type=Position)
         if not info.state.messages:
             return cursor
-        headers = await self._newest_of_ours(info.state.first_seq)
-        if headers is None:
+        newest = await self._newest_of_ours(info.state.first_seq)
+        if newest is None:
             return cursor
-        seq, digest = headers[POSITION].split(" ")
-        self._published = int(headers[SEQ])
-        behind = Position(int(seq), digest)
+        self._published, behind = newest
         return cursor if cursor is not None and cursor.seq >= behind.seq else behind
 
-    async def _newest_of_ours(self, first_sequence: int) -> dict[str, str] | None:
-        """The headers of the newest message of this ledger; strangers behind it are passed over, up to a bound."""
+    async def _newest_of_ours(self, first_sequence: int) -> tuple[int, Position] | None:
+        """Seq and position from the newest message of this ledger. Strangers, and what only looks like one of ours
+        (any client may publish there), are passed over, up to a bound."""
+        head = await self._source.head()
         for sequence in range(self._sequence, max(first_sequence, self._sequence - STRANGERS) - 1, -1):
             with contextlib.suppress(nats.js.errors.NotFoundError):
                 headers = (await self._js.get_msg(self._stream, seq=sequence)).headers or {}
-                if POSITION in headers and headers.get("Nats-Msg-Id", "").startswith(f"{self._ledger_id}:"):
-                    return headers
+                found = _POSITION.fullmatch(headers.get(POSITION, ""))
+                seq = headers.get(SEQ, "")
+                if found is None or headers.get("Nats-Msg-Id") != f"{self._ledger_id}:{seq}" or not seq.isdigit():
+                    continue
+                if int(found[1]) < int(seq) <= head:
+                    return int(seq), Position(int(found[1]), found[2])
         return None
 
     async def _write(self, batch: Sealed) -> None:

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from gateway.client import NoAnswer, running
-from gateway.config import Settings
+from gateway.config import Settings, safe_url
 from ledger.errors import LedgerError
 from ledger.events import (
     AnomalyDetected,
@@ -205,7 +205,10 @@ class Answer(msgspec.Struct):
 def ask_http(url: str, query: str, *, database: str, format: str, user: str = "", password: str = "") -> Answer:
     """One query over ClickHouse's HTTP interface. Raises NoAnswer with the server's own words."""
     parameters = urllib.parse.urlencode({"database": database, "default_format": format})
-    request = urllib.request.Request(f"{url.rstrip('/')}/?{parameters}", data=query.encode())  # noqa: S310
+    parts = urllib.parse.urlsplit(url)
+    user, password = urllib.parse.unquote(parts.username or user), urllib.parse.unquote(parts.password or password)
+    bare = safe_url(url).rstrip("/")
+    request = urllib.request.Request(f"{bare}/?{parameters}", data=query.encode())  # noqa: S310
     if user and password:
         request.add_header("Authorization", "Basic " + b64encode(f"{user}:{password}".encode()).decode())
     try:
@@ -214,7 +217,7 @@ def ask_http(url: str, query: str, *, database: str, format: str, user: str = ""
     except urllib.error.HTTPError as error:
         raise NoAnswer(error.read().decode(errors="replace").strip()) from None
     except (urllib.error.URLError, TimeoutError, OSError) as error:
-        raise NoAnswer(f"ClickHouse does not answer at {url}: {error}. Does `order-ledger serve` run?") from None
+        raise NoAnswer(f"ClickHouse does not answer at {bare}: {error}. Does `order-ledger serve` run?") from None
 
 
 def print_answer(answer: Answer, asked_format: str, *, as_json: bool) -> None:

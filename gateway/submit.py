@@ -7,7 +7,7 @@ every open order into the stage that `next_step` names.
 
 import asyncio
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from datetime import datetime
 from decimal import Decimal
@@ -72,6 +72,7 @@ ACTOR: Final = "gateway"
 
 _FILLINGS: Final = {"fok": FILLING_FOK, "ioc": FILLING_IOC, "return": FILLING_RETURN, "boc": FILLING_BOC}
 _EXECUTION_MARKET: Final = 2
+_Built = tuple[TradeRequest, Decimal]  # a request, and the point of its symbol
 _FLAG_FOK, _FLAG_IOC = 1, 2
 
 
@@ -88,8 +89,9 @@ class Submitter:
         self._sends: deque[str] = deque()
         self._check_wake, self._send_wake = asyncio.Event(), asyncio.Event()
         self._causes: dict[str, Cause] = {}
-        self._built: dict[str, TradeRequest] = {}  # checked just now, to be sent as checked
-        self._symbols: OrderedDict[str, tuple[Symbol | None, float]] = OrderedDict()
+        self._built: dict[str, _Built] = {}  # checked just now, to be sent as checked
+        self._symbols: dict[str, tuple[Symbol, float]] = {}  # as many as the broker has
+        self._no_symbols: dict[str, float] = {}
         self._probing: dict[str, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._offset_s = 0
@@ -174,13 +176,13 @@ class Submitter:
         built: list[tuple[str, TradeRequest]] = []
         for order_id in order_ids:
             try:
-                request = await self._build(order_id)
+                ready = await self._build(order_id)
             except TerminalError as error:
                 self._after_check(order_id, None, str(error))
                 continue
-            if request is not None:
-                built.append((order_id, request))
-                self._built[order_id] = request
+            if ready is not None:
+                built.append((order_id, ready[0]))
+                self._built[order_id] = ready
         if not built:
             return
         outcomes = await self._query.check([request for _, request in built])
@@ -224,9 +226,20 @@ class Submitter:
                 self._end(len(order_ids))
 
     async def _send(self, order_ids: list[str]) -> None:
-        sends: list[tuple[str, int, TradeRequest, Decimal | None]] = []
-        durable = None
+        built: list[tuple[str, _Built]] = []
         for order_id in order_ids:
+            try:
+                ready = self._built.pop(order_id, None) or await self._build(order_id)
+            except TerminalError as error:
+                log.warning("the terminal does not answer, the order waits", order_id=order_id, error=str(error))
+                asyncio.get_running_loop().call_later(RETRY_TERMINAL_S, self.take, order_id, self._causes[order_id])
+                continue
+            if ready is not None:
+                built.append((order_id, ready))
+        # From here to the intent nothing is waited for: what is judged young enough now is sent now.
+        sends: list[tuple[str, int, TradeRequest, Decimal]] = []
+        durable = None
+        for order_id, (request, point) in built:
             order = self._ledger.order(order_id)
             if order is None or self._stopping:
                 continue
@@ -234,18 +247,9 @@ class Submitter:
             if not isinstance(step, SendStep):
                 self.take(order_id, self._causes[order_id])
                 continue
-            try:
-                request = self._built.pop(order_id, None) or await self._build(order_id)
-            except TerminalError as error:
-                log.warning("the terminal does not answer, the order waits", order_id=order_id, error=str(error))
-                asyncio.get_running_loop().call_later(RETRY_TERMINAL_S, self.take, order_id, self._causes[order_id])
-                continue
-            if request is None:
-                continue
             started = self._tell(order_id, StartSend(attempt=step.attempt, request=request), self._causes[order_id])
             durable = started.durable
-            symbol, _ = self._symbols[request.symbol]
-            sends.append((order_id, step.attempt, request, symbol.point if symbol else None))
+            sends.append((order_id, step.attempt, request, point))
         if durable is None:
             return
         # One writer commits in order: when the last intent is durable, all are.
@@ -262,7 +266,7 @@ class Submitter:
         order_id: str,
         attempt: int,
         request: TradeRequest,
-        point: Decimal | None,
+        point: Decimal,
         outcome: Outcome,
         latency_s: Decimal,
     ) -> None:
@@ -296,8 +300,11 @@ class Submitter:
         else:
             self._causes.pop(order_id, None)
 
-    async def _build(self, order_id: str) -> TradeRequest | None:
-        """The request of the next attempt; None when the order was refused instead. Raises TerminalError."""
+    async def _build(self, order_id: str) -> "_Built | None":
+        """The request of the next attempt and the symbol's point; None when the order was refused instead.
+
+        Raises TerminalError.
+        """
         order = self._ledger.order(order_id)
         if order is None or order.request is None:
             return None
@@ -307,18 +314,25 @@ class Submitter:
             reason = f"symbol {order.request.symbol!r} is not known to the broker"
             self._tell(order_id, RefuseOrder(reasons=(reason,)), cause)
             return None
-        return build_request(order, order.attempt + 1, symbol, self._settings.default_deviation_points)
+        request = build_request(order, order.attempt + 1, symbol, self._settings.default_deviation_points)
+        return request, symbol.point
 
     async def _symbol(self, name: str) -> Symbol | None:
         now = time.monotonic()
-        found = self._symbols.get(name)
-        if found is not None and now < found[1]:
-            return found[0]
+        known = self._symbols.get(name)
+        if known is not None and now < known[1]:
+            return known[0]
+        if now < self._no_symbols.get(name, 0.0):
+            return None
         symbol = await self._query.symbol(name)
-        self._symbols[name] = (symbol, now + (SYMBOL_TTL_S if symbol else UNKNOWN_SYMBOL_TTL_S))
-        self._symbols.move_to_end(name)
-        while len(self._symbols) > MAX_SYMBOLS:
-            self._symbols.popitem(last=False)
+        if symbol is None:
+            # Names that nobody knows have a place of their own, so that they cannot push out those that trade.
+            if len(self._no_symbols) >= MAX_SYMBOLS:
+                self._no_symbols.clear()
+            self._no_symbols[name] = now + UNKNOWN_SYMBOL_TTL_S
+            self._symbols.pop(name, None)
+            return None
+        self._symbols[name] = (symbol, now + SYMBOL_TTL_S)
         return symbol
 
     # --- probe --------------------------------------------------------------------------------------------------

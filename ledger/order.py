@@ -29,6 +29,7 @@ from ledger.events import (
     OutcomeProbed,
     OutcomeResolved,
     OutcomeUnknown,
+    Raw,
     SendAbandoned,
     SendStarted,
 )
@@ -166,7 +167,8 @@ def evolve(order: Order, event: OrderEvent) -> Order:
                 "request": event.request,
                 "content": event.content,
                 "symbol": event.symbol,
-                "requested": event,
+                # Without its text: the ledger has it, and thousands of orders are kept in memory.
+                "requested": msgspec.structs.replace(event, raw=Raw(size=event.raw.size, sha256=event.raw.sha256)),
             }
         case DuplicateReceived():
             changes["duplicates"] = event.number

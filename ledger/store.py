@@ -105,6 +105,12 @@ class EventStore:
         with _unavailable(self.name):
             return [_recorded(one) for one in self._recorder.select_events(stream, gt=after)]
 
+    def last_version(self, stream: str) -> int:
+        """The version of the newest event of a stream, 0 when there is none."""
+        with _unavailable(self.name):
+            found = self._recorder.select_events(stream, desc=True, limit=1)
+        return found[0].originator_version if found else 0
+
     def existing(self, streams: Sequence[str]) -> set[str]:
         """Those of the streams that hold an event: one query for all of them."""
         raise NotImplementedError

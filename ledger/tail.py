@@ -10,6 +10,7 @@ from ledger.events import Recorded
 from ledger.store import EventStore
 
 MAX_TAIL: Final = 20_000
+MAX_TAIL_BYTES: Final = 32 * 1024 * 1024  # of stored bytes; what is older is read from the store
 
 
 class Tail:
@@ -17,13 +18,18 @@ class Tail:
 
     def __init__(self, store: EventStore, head: int) -> None:
         self._store = store
-        self._recent: deque[Recorded] = deque(maxlen=MAX_TAIL)
+        self._recent: deque[Recorded] = deque()
+        self._bytes = 0
         self._head = head
         self._moved = asyncio.Event()
         self._listeners: list[Callable[[], None]] = []
 
     def extend(self, batch: Iterable[Recorded]) -> None:
-        self._recent.extend(batch)
+        for one in batch:
+            self._recent.append(one)
+            self._bytes += len(one.state)
+        while len(self._recent) > MAX_TAIL or (self._bytes > MAX_TAIL_BYTES and len(self._recent) > 1):
+            self._bytes -= len(self._recent.popleft().state)
         self._head = self._recent[-1].seq
         self.wake()
         for listener in self._listeners:

@@ -208,6 +208,9 @@ class Ledger:
 
     async def load(self, order_ids: Iterable[str]) -> None:
         """Makes the orders known to `execute`: from memory, or from the store (one hop for all of them)."""
+        # Only here is anything forgotten: what a caller has loaded stays until it loads again.
+        while len(self._ended) > MAX_ENDED_ORDERS:
+            self._ended.popitem(last=False)
         missing = [one for one in order_ids if self.order(one) is None]
         if not missing:
             return
@@ -273,8 +276,6 @@ class Ledger:
         self._open.pop(order.order_id, None)
         self._ended[order.order_id] = order
         self._ended.move_to_end(order.order_id)
-        while len(self._ended) > MAX_ENDED_ORDERS:
-            self._ended.popitem(last=False)
 
     def _read_orders(self, order_ids: list[str]) -> list[Order]:
         """Those that exist; for the rest an empty state needs no reading."""
@@ -385,7 +386,7 @@ class Ledger:
             self._versions.update(found)
 
     def _last_versions(self, streams: set[str]) -> dict[str, int]:
-        return {stream: len(self._store.stream(stream)) for stream in streams}
+        return {stream: self._store.last_version(stream) for stream in streams}
 
     async def _commit(self, batch: list[_Pending]) -> None:
         await self._learn_versions(batch)

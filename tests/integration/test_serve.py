@@ -1,13 +1,16 @@
 """`order-ledger serve`, from outside: one order's way through all real parts, bad input, start and stop."""
 
+import asyncio
 import os
 import signal
 import time
+from pathlib import Path
 
 import orjson
 import pytest
 from filelock import FileLock
 
+from ledger.store import open_store
 from tests.service import Listener, Service, market_order, run_cli, serving
 
 
@@ -232,6 +235,78 @@ def test_it_stops_within_five_seconds_of_a_signal(tmp_path, number):
         assert output.decode().endswith("stopped\n")
 
 
+async def test_a_stop_under_load_leaves_no_intent_without_its_answer(tmp_path):
+    with serving(tmp_path / "d") as service:
+        async with Listener(service.info["nats_url"]) as listener:
+            for number in range(60):
+                await listener.send(market_order(f"load-{number}"))
+            await listener.wait_for(lambda subject, _: subject.startswith("broker.fill."))
+            assert await asyncio.to_thread(service.stop) < 5
+        topics = stored_topics(service)
+        assert topics.count("order.send_started") == topics.count("order.broker_answered") > 0
+        assert topics[-2:] == ["writer.checkpointed", "writer.batch_sealed"]
+
+
+async def test_a_consumer_that_somebody_deleted_is_set_up_again(tmp_path):
+    with serving(tmp_path / "d") as service:
+        async with Listener(service.info["nats_url"]) as listener:
+            await listener.send(market_order("before-1"))
+            await listener.final("before-1")
+            await listener.connection.jetstream().delete_consumer("ORDERS", f"order-ledger-{service.info['login']}")
+            await listener.send(market_order("after-1"))
+            await listener.final("after-1")
+        assert stored_topics(service).count("order.send_started") == 2
+
+
+async def test_projections_that_were_killed_come_back_and_catch_up(tmp_path):
+    with serving(tmp_path / "d") as service:
+        (projections,) = children(service.pid, "projections.process")
+        os.kill(projections, signal.SIGKILL)
+        async with Listener(service.info["nats_url"]) as listener:
+            await listener.send(market_order("meanwhile-1"))
+            await listener.final("meanwhile-1")
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            answer = service.cli("sql", "SELECT order_id FROM executions", "--json")
+            if "meanwhile-1" in answer.stdout:
+                break
+        assert "meanwhile-1" in answer.stdout
+        assert "started again" in service.log()
+
+
+def test_no_second_message_bus_starts_beside_one_whose_guard_was_killed(tmp_path):
+    with serving(tmp_path / "d") as service:
+        (guard,) = children(service.pid, "guard.py")
+        (server,) = children(guard, "nats-server")
+        os.kill(guard, signal.SIGKILL)
+        service.process.communicate(timeout=20)
+        assert service.process.returncode == 1
+        try:
+            done = run_cli("serve", "--data", str(service.folder))
+            assert done.returncode == 1
+            assert "nats-server did not start" in done.stderr
+        finally:
+            os.kill(server, signal.SIGKILL)
+
+
+def stored_topics(service: Service) -> list[str]:
+    store = open_store(f"sqlite:///{service.folder / 'ledger.db'}", readonly=True)
+    try:
+        return [one.topic for one in store.scan()]
+    finally:
+        store.close()
+
+
+def children(pid: int, wanted: str) -> list[int]:
+    """Processes started by this one whose command line holds the text."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            if wanted in Path(f"/proc/{child}/cmdline").read_text():
+                found.append(int(child))
+    return found
+
+
 def test_nothing_of_it_is_left_when_it_was_killed(tmp_path):
     with serving(tmp_path / "d") as service:
         service.kill()
@@ -246,6 +321,34 @@ def test_an_unreachable_message_bus_is_one_clear_line(tmp_path):
     assert done.returncode == 1
     assert "cannot reach NATS at nats://127.0.0.1:1" in done.stderr
     assert "hunter2" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"NATS_URL": "gw:hunter2@127.0.0.1:1"},
+        {"NATS_URL": "nats://gw:12/hunter2@127.0.0.1"},
+        {"NATS_URL": "nats://gw:hunter2/x@127.0.0.1"},
+        {"NATS_URL": "nats://127.0.0.1:1,gw:hunter2@127.0.0.1:1"},
+        {"LEDGER_URL": "postgresql://u:hunter2/x@127.0.0.1/db"},
+        {"LEDGER_URL": "postgresql://u:hunter2@127.0.0.1:1/db"},
+        {"CLICKHOUSE_URL": "http://u:hunter2/x@127.0.0.1:1"},
+    ],
+    ids=str,
+)
+def test_an_address_with_a_password_never_shows_it(tmp_path, settings):
+    done = run_cli("serve", "--data", str(tmp_path), **settings)
+    assert done.returncode == 1
+    assert "hunter2" not in done.stderr + done.stdout
+    assert done.stderr.startswith("order-ledger: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_clickhouse_that_does_not_answer_is_named_without_its_password(tmp_path):
+    done = run_cli("sql", "SELECT 1", "--data", str(tmp_path), CLICKHOUSE_URL="http://u:hunter2@127.0.0.1:1")
+    assert done.returncode == 1
+    assert "http://127.0.0.1:1" in done.stderr
+    assert "hunter2" not in done.stderr
 
 
 def test_wrong_settings_are_all_named_at_once(tmp_path):
