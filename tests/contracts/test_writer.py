@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ledger import writer as writer_module
+from ledger.commands import RefuseOrder
 from ledger.errors import (
     ForeignLedger,
     LedgerDamaged,
@@ -671,3 +672,18 @@ async def test_a_seal_points_to_the_last_checkpoint_before_it(place, monkeypatch
         elif isinstance(data, BatchSealed):
             assert data.checkpoint == last
     assert last > 0
+
+
+async def test_an_order_that_was_loaded_is_not_forgotten_before_its_message_is_decided(place, ledger, monkeypatch):
+    monkeypatch.setattr("ledger.writer.MAX_ENDED_ORDERS", 5)
+    names = [f"o-{number}" for number in range(6)]
+    for name in names:
+        await place_order(ledger, name).durable
+        await ledger.execute(name, RefuseOrder(reasons=("test",)), CAUSE).durable
+    await ledger.load(["new", *names[:3]])
+    fresh = place_order(ledger, "new")
+    ledger.execute("new", RefuseOrder(reasons=("test",)), CAUSE)
+    again = place_order(ledger, names[1])
+    await again.durable
+    assert [event.topic() for event in fresh.events] == ["order.requested"]
+    assert [event.topic() for event in again.events] == ["order.duplicate_received"]
