@@ -497,10 +497,10 @@ async def test_a_store_that_stays_away_fails_every_future_and_stops_the_writer(p
 )
 async def test_whatever_breaks_before_the_commit_fails_its_futures_too(place, error):
     class Blind(Store):
-        def stream(self, stream, after=0):
+        def last_version(self, stream):
             if stream.startswith("account/"):
                 raise error
-            return self._store.stream(stream, after)
+            return self._store.last_version(stream)
 
     ledger = await opened(place, Blind)
     with pytest.raises(LedgerUnavailable, match=r"no versions|a defect"):
