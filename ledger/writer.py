@@ -407,10 +407,7 @@ class Ledger:
 
     def _checkpoint_now(self) -> None:
         # The state includes what is pending, and all of that is queued before this event: it fits its place.
-        self._enqueue_checkpoint(tuple(self._open))
-
-    def _enqueue_checkpoint(self, open_orders: tuple[str, ...]) -> None:
-        self.append(WRITER_STREAM, Checkpointed(open_orders=open_orders), Cause(actor="writer"))
+        self.append(WRITER_STREAM, Checkpointed(open_orders=tuple(self._open)), Cause(actor="writer"))
 
     def _sealed(self, batch: list[_Pending]) -> tuple[list[Recorded], BatchSealed, list[int]]:
         """The batch as it will be stored, its seal last, and the first seq of each entry."""

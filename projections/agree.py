@@ -6,6 +6,7 @@ with `query`, over HTTP or embedded) and of the audit files. Everything is read 
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -110,16 +111,7 @@ def scan(store: EventStore) -> Iterator[Recorded]:
     """All events of a ledger that a seal covers, in order."""
     head = store.head()
     last = head.seq if head else 0
-    after = 0
-    while after < last:
-        page = store.read(after, PAGE)
-        for one in page:
-            if one.seq > last:
-                return
-            yield one
-        if not page:
-            return
-        after = page[-1].seq
+    return takewhile(lambda one: one.seq <= last, store.scan())
 
 
 def held_by_clickhouse(client: "Client", database: str, ledger_id: str) -> Iterator[Recorded]:
