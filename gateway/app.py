@@ -32,8 +32,9 @@ from gateway.outbox import Outbox
 from gateway.submit import Submitter
 from gateway.terminal import TerminalProcess, TerminalStatus
 from gateway.terminal_child import TerminalSettings
+from ledger.account_events import AccountConnected, AccountDisconnected
 from ledger.errors import LedgerError
-from ledger.events import AccountConnected, AccountDisconnected, account_stream
+from ledger.events import account_stream
 from ledger.store import EventStore, open_store, sqlite_path
 from ledger.values import plain
 from ledger.writer import Cause, Ledger

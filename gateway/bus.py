@@ -22,9 +22,11 @@ from nats.aio.subscription import Subscription
 from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
 
 from gateway.submit import Submitter
-from ledger.commands import Received, ReceiveOrder, read_order
+from ledger.account_events import MessageRejected
+from ledger.commands import ReceiveOrder
 from ledger.errors import LedgerError
-from ledger.events import MessageRejected, Source, inbox_stream
+from ledger.events import Source, inbox_stream
+from ledger.intake import Received, read_order
 from ledger.writer import Cause, Ledger
 
 log = structlog.get_logger()

@@ -11,13 +11,13 @@ from typing import Final, NamedTuple
 import msgspec
 
 from gateway.retcodes import lookup
-from ledger.events import (
+from ledger.account_events import MessageRejected
+from ledger.events import Envelope, Recorded
+from ledger.order_events import (
     AnomalyDetected,
     ConflictReceived,
     DuplicateReceived,
-    Envelope,
     Fill,
-    MessageRejected,
     OrderFailed,
     OrderFilled,
     OrderPartiallyFilled,
@@ -27,7 +27,6 @@ from ledger.events import (
     OrderStale,
     OutcomeResolved,
     OutcomeUnknown,
-    Recorded,
 )
 from ledger.values import plain, subject_token
 

@@ -24,7 +24,8 @@ from nats.js.api import KeyValueConfig, StorageType, StreamConfig
 from nats.js.kv import KeyValue
 
 from gateway.messages import Outgoing, encode, outgoing, repeated
-from ledger.events import BatchSealed, DuplicateReceived, Envelope, Recorded, decode
+from ledger.events import BatchSealed, Envelope, Recorded, decode
+from ledger.order_events import DuplicateReceived
 from ledger.store import EventSource, EventStore
 
 log = structlog.get_logger()

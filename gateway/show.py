@@ -20,12 +20,12 @@ from rich.table import Table
 from gateway.client import NoAnswer, running
 from gateway.config import Settings, safe_url
 from ledger.errors import LedgerError
-from ledger.events import (
+from ledger.events import Event, Recorded, decode, order_stream
+from ledger.order_events import (
     AnomalyDetected,
     BrokerAnswered,
     ConflictReceived,
     DuplicateReceived,
-    Event,
     Fill,
     OrderChecked,
     OrderFailed,
@@ -36,11 +36,8 @@ from ledger.events import (
     OutcomeProbed,
     OutcomeResolved,
     OutcomeUnknown,
-    Recorded,
     SendAbandoned,
     SendStarted,
-    decode,
-    order_stream,
 )
 from ledger.seal import Verification, verify
 from ledger.store import EventStore, open_store

@@ -21,7 +21,8 @@ from ledger.commands import (
     StartSend,
 )
 from ledger.errors import InvariantViolated
-from ledger.events import (
+from ledger.order import Order, Status
+from ledger.order_events import (
     AnomalyDetected,
     BrokerAnswered,
     ConflictReceived,
@@ -42,7 +43,6 @@ from ledger.events import (
     SendAbandoned,
     SendStarted,
 )
-from ledger.order import Order, Status
 from ledger.trade import (
     ORDER_STATE_CANCELED,
     ORDER_STATE_EXPIRED,

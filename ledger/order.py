@@ -11,7 +11,8 @@ from typing import Final, assert_never
 
 import msgspec
 
-from ledger.events import (
+from ledger.facts import OrderRequest, Raw
+from ledger.order_events import (
     AnomalyDetected,
     BrokerAnswered,
     ConflictReceived,
@@ -23,13 +24,11 @@ from ledger.events import (
     OrderPartiallyFilled,
     OrderRefused,
     OrderRejected,
-    OrderRequest,
     OrderRequested,
     OrderStale,
     OutcomeProbed,
     OutcomeResolved,
     OutcomeUnknown,
-    Raw,
     SendAbandoned,
     SendStarted,
 )

@@ -30,7 +30,6 @@ from ledger.events import (
     Event,
     Fresh,
     LedgerCreated,
-    OrderEvent,
     Recorded,
     Source,
     decode,
@@ -39,6 +38,7 @@ from ledger.events import (
     schema_version,
 )
 from ledger.order import Order, evolve
+from ledger.order_events import OrderEvent
 from ledger.seal import GENESIS, close_seal, leaf_hash, merkle_root
 from ledger.store import EventStore, VersionTaken, WriterLock, last_seal
 from ledger.tail import Tail

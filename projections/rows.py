@@ -11,7 +11,8 @@ from datetime import datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from typing import Any, Final
 
-from ledger.events import Envelope, Fill, Recorded
+from ledger.events import Envelope, Recorded
+from ledger.order_events import Fill
 from ledger.trade import ZERO
 
 # Names and ClickHouse types, in the order of the rows. The types save a question to the server before each insert.

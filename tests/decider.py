@@ -19,12 +19,12 @@ from ledger.commands import (
     RecordNotSent,
     RecordUnknown,
     StartSend,
-    read_order,
 )
 from ledger.decide import decide
 from ledger.errors import InvariantViolated
-from ledger.events import OrderEvent
+from ledger.intake import read_order
 from ledger.order import Order, evolve, fold
+from ledger.order_events import OrderEvent
 from ledger.trade import ACTION_DEAL, BrokerOrder, CheckResult, Deal, TradeRequest, TradeResult
 from ledger.values import comment_of, magic_of
 

@@ -6,21 +6,9 @@ from decimal import Decimal
 
 import msgspec
 
-from ledger.events import (
-    WRITER_STREAM,
-    BatchSealed,
-    Envelope,
-    Event,
-    LedgerCreated,
-    OrderFilled,
-    OrderPartiallyFilled,
-    OrderRequest,
-    OrderRequested,
-    Raw,
-    Recorded,
-    encode,
-    order_stream,
-)
+from ledger.events import WRITER_STREAM, BatchSealed, Envelope, Event, LedgerCreated, Recorded, encode, order_stream
+from ledger.facts import OrderRequest, Raw
+from ledger.order_events import OrderFilled, OrderPartiallyFilled, OrderRequested
 from ledger.seal import GENESIS, close_seal, leaf_hash, merkle_root
 
 BEGINNING = datetime(2026, 3, 1, 12, 0, 0, 123456, UTC)

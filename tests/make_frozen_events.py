@@ -11,36 +11,27 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Final
 
-from ledger.events import (
-    AccountConnected,
-    AccountDisconnected,
+from ledger.account_events import AccountConnected, AccountDisconnected, MessageRejected
+from ledger.events import BatchSealed, Checkpointed, Envelope, Event, LedgerCreated, Source, encode
+from ledger.facts import OrderRequest, Raw
+from ledger.order_events import (
     AnomalyDetected,
-    BatchSealed,
     BrokerAnswered,
-    Checkpointed,
     ConflictReceived,
     DuplicateReceived,
-    Envelope,
-    Event,
-    LedgerCreated,
-    MessageRejected,
     OrderChecked,
     OrderFailed,
     OrderFilled,
     OrderPartiallyFilled,
     OrderRefused,
     OrderRejected,
-    OrderRequest,
     OrderRequested,
     OrderStale,
     OutcomeProbed,
     OutcomeResolved,
     OutcomeUnknown,
-    Raw,
     SendAbandoned,
     SendStarted,
-    Source,
-    encode,
 )
 from ledger.trade import CheckResult, Deal, TradeRequest, TradeResult
 

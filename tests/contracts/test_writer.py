@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ledger import writer as writer_module
+from ledger.account_events import AccountDisconnected, MessageRejected
 from ledger.commands import RefuseOrder
 from ledger.errors import (
     ForeignLedger,
@@ -21,17 +22,7 @@ from ledger.errors import (
     LedgerLocked,
     LedgerUnavailable,
 )
-from ledger.events import (
-    WRITER_STREAM,
-    AccountDisconnected,
-    BatchSealed,
-    Checkpointed,
-    LedgerCreated,
-    MessageRejected,
-    Recorded,
-    decode,
-    order_stream,
-)
+from ledger.events import WRITER_STREAM, BatchSealed, Checkpointed, LedgerCreated, Recorded, decode, order_stream
 from ledger.order import Order, Status, fold
 from ledger.seal import batches, verify
 from ledger.store import EventStore, VersionTaken

@@ -10,7 +10,8 @@ import orjson
 import pytest
 
 from gateway.outbox import Outbox
-from ledger.commands import ReceiveOrder, read_order
+from ledger.commands import ReceiveOrder
+from ledger.intake import read_order
 from ledger.store import open_store
 from ledger.writer import Cause, Ledger
 from projections.follower import Follower, Pace

@@ -7,7 +7,7 @@ import pytest
 
 from gateway.broker import Symbol
 from gateway.submit import build_request
-from ledger.events import OrderRequest
+from ledger.facts import OrderRequest
 from ledger.order import Order
 from ledger.values import comment_of, magic_of
 

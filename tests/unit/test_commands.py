@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ledger.commands import Received, read_order
-from ledger.events import MAX_RAW
+from ledger.facts import MAX_RAW
+from ledger.intake import Received, read_order
 from tests.decider import message
 
 KNOWN = ("order_id", "symbol", "order_type", "volume", "price", "sl", "deviation", "magic", "created_at", "audit")

@@ -3,19 +3,9 @@ import pytest
 
 from ledger import events
 from ledger.errors import UnknownSchema
-from ledger.events import (
-    TOPICS,
-    BatchSealed,
-    Envelope,
-    Event,
-    Fact,
-    OrderFailed,
-    OrderFilled,
-    Recorded,
-    decode,
-    encode,
-    seq_of,
-)
+from ledger.events import TOPICS, BatchSealed, Envelope, Event, Recorded, decode, encode, seq_of
+from ledger.facts import Fact
+from ledger.order_events import OrderFailed, OrderFilled
 from tests.make_frozen_events import EXAMPLES, FOLDER, path_of
 
 # Names that stand in stored ledgers: one may be added, none may go or change.

@@ -9,23 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.messages import encode, iso, outgoing, repeated
-from ledger.commands import raw_of
-from ledger.events import (
+from ledger.account_events import MessageRejected
+from ledger.events import Envelope, Recorded
+from ledger.facts import OrderRequest
+from ledger.intake import raw_of
+from ledger.order_events import (
     ConflictReceived,
     DuplicateReceived,
-    Envelope,
-    MessageRejected,
     OrderChecked,
     OrderFailed,
     OrderFilled,
     OrderPartiallyFilled,
     OrderRefused,
     OrderRejected,
-    OrderRequest,
     OrderRequested,
     OrderStale,
     OutcomeUnknown,
-    Recorded,
 )
 
 AT = datetime(2026, 11, 22, 12, 0, 0, 5, tzinfo=UTC)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from ledger.commands import ExpireOrder, GiveUp, RecordCheck, RefuseOrder
 from ledger.decide import decide
 from ledger.errors import InvariantViolated
-from ledger.events import (
+from ledger.order import ENDED, Order, Status, evolve
+from ledger.order_events import (
     AnomalyDetected,
     BrokerAnswered,
     ConflictReceived,
@@ -31,7 +32,6 @@ from ledger.events import (
     SendAbandoned,
     SendStarted,
 )
-from ledger.order import ENDED, Order, Status, evolve
 from ledger.trade import TYPE_SELL, Position
 from tests.decider import (
     NOW,

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger.events import Envelope, OrderFilled, OrderPartiallyFilled, Recorded, decode, encode
+from ledger.events import Envelope, Recorded, decode, encode
+from ledger.order_events import OrderFilled, OrderPartiallyFilled
 from projections.rows import (
     EXECUTIONS,
     ORDER_EVENTS,
