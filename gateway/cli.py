@@ -5,7 +5,6 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,31 +14,11 @@ import click
 import orjson
 import structlog
 
-from gateway.config import DEFAULT_DATA, OFF, ConfigurationError, Secret, Settings, load
-from ledger.errors import LedgerError
+from gateway.cli_common import Failure, data_option, failures, json_option, print_json, settings_of
+from gateway.config import OFF, Secret, Settings
 
 if TYPE_CHECKING:
     from gateway.show import Answer
-
-
-class Failure(click.ClickException):
-    """One line with the remedy, exit code 1."""
-
-    def show(self, file: Any = None) -> None:
-        click.echo(f"order-ledger: {self.format_message()}", err=True)
-
-
-def _data_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--data",
-        metavar="DIR",
-        default=None,
-        help=f"Data folder (default {DEFAULT_DATA}, or ORDER_LEDGER_DATA).",
-    )(command)
-
-
-def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -49,7 +28,7 @@ def cli() -> None:
 
 
 @cli.command()
-@_data_option
+@data_option
 @click.option(
     "--nats-port", metavar="PORT", help="Preferred port of the bundled nats-server (NATS_PORT; 0 = any free)."
 )
@@ -65,7 +44,7 @@ def serve(data: str | None, nats_port: str | None, clickhouse_port: str | None, 
         "CLICKHOUSE_HTTP_PORT": clickhouse_port,
         "LOG_LEVEL": log_level,
     }
-    settings = _settings(flags)
+    settings = settings_of(flags)
     _set_up_logging(settings.log_level)
     from gateway.app import serve as run
 
@@ -73,15 +52,15 @@ def serve(data: str | None, nats_port: str | None, clickhouse_port: str | None, 
         click.echo(line)
         sys.stdout.flush()
 
-    with _failures():
+    with failures():
         asyncio.run(run(settings, say))
     say("stopped")
 
 
 @cli.command()
 @click.argument("file", type=click.File("rb"))
-@_data_option
-@_json_option
+@data_option
+@json_option
 @click.option(
     "--timeout", "timeout_s", type=float, default=30.0, show_default=True, help="Seconds to wait for the outcome."
 )
@@ -94,11 +73,11 @@ def submit(file: Any, data: str | None, as_json: bool, timeout_s: float) -> None
     from gateway.show import print_outcome
 
     payload = file.read()
-    settings = _settings({"data": data})
-    with _failures():
+    settings = settings_of({"data": data})
+    with failures():
         outcome = asyncio.run(submit_order(settings, payload, timeout_s))
     if as_json:
-        _print_json(outcome)
+        print_json(outcome)
     else:
         print_outcome(outcome)
     sys.exit(0 if outcome.get("event") in ("order.filled", "order.partially_filled") else 3)
@@ -106,27 +85,27 @@ def submit(file: Any, data: str | None, as_json: bool, timeout_s: float) -> None
 
 @cli.command()
 @click.argument("order_id")
-@_data_option
-@_json_option
+@data_option
+@json_option
 def history(order_id: str, data: str | None, as_json: bool) -> None:
     """Every event of one order, as the ledger holds it."""
     from gateway.show import history_of, print_history
 
-    settings = _settings({"data": data})
-    with _failures():
+    settings = settings_of({"data": data})
+    with failures():
         events = history_of(settings, order_id)
     if not events:
         raise Failure(f"no order {order_id!r} in this ledger: check the id, or name its data folder by --data")
     if as_json:
-        _print_json(events)
+        print_json(events)
     else:
         print_history(order_id, events)
 
 
 @cli.command()
 @click.argument("query")
-@_data_option
-@_json_option
+@data_option
+@json_option
 def sql(query: str, data: str | None, as_json: bool) -> None:
     """Ask ClickHouse, read only: tables executions, order_events, positions.
 
@@ -135,10 +114,10 @@ def sql(query: str, data: str | None, as_json: bool) -> None:
     from gateway.client import running
     from gateway.show import ask_http, print_answer
 
-    settings = _settings({"data": data})
+    settings = settings_of({"data": data})
     found = running(settings)
     asked = "JSONCompact"
-    with _failures():
+    with failures():
         if settings.clickhouse_url == Secret(OFF):
             raise Failure("CLICKHOUSE_URL is off: there is nothing to ask")
         if settings.clickhouse_url is not None:
@@ -155,17 +134,17 @@ def sql(query: str, data: str | None, as_json: bool) -> None:
 
 
 @cli.command()
-@_data_option
-@_json_option
+@data_option
+@json_option
 def verify(data: str | None, as_json: bool) -> None:
     """Check every event and seal of the ledger. Exit code 0 only if all of them hold."""
     from gateway.show import print_verification, verify_ledger
 
-    settings = _settings({"data": data})
-    with _failures():
+    settings = settings_of({"data": data})
+    with failures():
         found = verify_ledger(settings, progress=not as_json)
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         print_verification(found)
     sys.exit(0 if found["ok"] else 2)
@@ -173,12 +152,12 @@ def verify(data: str | None, as_json: bool) -> None:
 
 @cli.command()
 @click.option("--keep", metavar="DIR", help="Keep the data in DIR (must be new or empty).")
-@_json_option
+@json_option
 def demo(keep: str | None, as_json: bool) -> None:
     """See it work: some 20 orders through the whole service, in a temporary folder on free ports."""
     from gateway.demo import run_demo
 
-    with _failures():
+    with failures():
         agreed = run_demo(Path(keep).absolute() if keep else None, as_json=as_json, agree=_agree)
     sys.exit(0 if agreed else 2)
 
@@ -236,33 +215,6 @@ def main() -> None:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-
-
-@contextlib.contextmanager
-def _failures() -> Any:
-    """Turns what is expected to go wrong into one line."""
-    from gateway.broker import TerminalError
-    from gateway.bus import BusRefused
-    from gateway.client import NoAnswer
-    from gateway.embedded import StartFailed
-
-    try:
-        yield
-    except (StartFailed, LedgerError, BusRefused, TerminalError, ConfigurationError, NoAnswer) as error:
-        raise Failure(" ".join(str(error).split())) from None
-    except KeyboardInterrupt:
-        raise Failure("interrupted") from None
-
-
-def _settings(flags: dict[str, str | None]) -> Settings:
-    try:
-        return load(flags)
-    except ConfigurationError as error:
-        raise Failure("; ".join(str(error).splitlines())) from None
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE, default=str))
 
 
 def _set_up_logging(level: str) -> None:
