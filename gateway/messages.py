@@ -16,17 +16,26 @@ from ledger.events import Envelope, Recorded
 from ledger.order_events import (
     AnomalyDetected,
     ConflictReceived,
+    DealFact,
     DuplicateReceived,
-    Fill,
+    FillCorrected,
+    FillCostsChanged,
+    OrderCancelled,
+    OrderExpired,
     OrderFailed,
     OrderFilled,
+    OrderModified,
+    OrderParked,
     OrderPartiallyFilled,
+    OrderPlaced,
     OrderRefused,
     OrderRejected,
     OrderRequested,
     OrderStale,
     OutcomeResolved,
     OutcomeUnknown,
+    RequestCompleted,
+    RetryScheduled,
 )
 from ledger.values import plain, subject_token
 
@@ -62,6 +71,15 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     slippage: Decimal | None = None
     slippage_points: Decimal | None = None
     broker_time: str | None = None
+    was_volume: Decimal | None = None
+    was_price: Decimal | None = None
+    order_type: str | None = None
+    action: str | None = None
+    target_order_id: str | None = None
+    by: str | None = None
+    sl: Decimal | None = None
+    tp: Decimal | None = None
+    next_attempt_at: str | None = None
     provisional: bool | None = None
     retcode: int | None = None
     retcode_name: str | None = None
@@ -197,6 +215,96 @@ def outgoing(recorded: Recorded, envelope: Envelope) -> Outgoing | None:
             )
         case OutcomeResolved():
             return made("order", event.symbol, final=False, description=f"{event.resolution}: {event.evidence}")
+        case RetryScheduled() | OrderParked():
+            return made(
+                "order",
+                event.symbol,
+                status="PENDING",
+                final=False,
+                category="retriable",
+                retriable=True,
+                description=event.reason,
+                attempts=event.attempt,
+                retcode=event.retcode or None,
+                retcode_name=event.retcode_name or None,
+                next_attempt_at=iso(event.not_before),
+            )
+        case OrderPlaced():
+            return made(
+                "order",
+                event.symbol,
+                status="SUBMITTED",
+                final=False,
+                ticket=event.order_ticket,
+                side=event.side,
+                order_type=event.order_type or None,
+                volume=event.volume,
+                price=event.price or None,
+                sl=event.sl or None,
+                tp=event.tp or None,
+                attempts=event.attempts,
+                retcode=event.retcode or None,
+                retcode_name=event.retcode_name or None,
+            )
+        case FillCorrected():
+            fields = _fill_fields(event, envelope)
+            return made("order", event.symbol, **fields, was_volume=event.was_volume, was_price=event.was_price)
+        case FillCostsChanged():
+            return made(
+                "order",
+                event.symbol,
+                deal=event.deal,
+                commission=event.commission,
+                swap=event.swap,
+                fee=event.fee,
+                profit=event.profit,
+            )
+        case OrderModified():
+            return made(
+                "order",
+                event.symbol,
+                ticket=event.order_ticket or None,
+                position_id=event.position_id or None,
+                price=event.price or None,
+                sl=event.sl,
+                tp=event.tp,
+                by=event.by or None,
+            )
+        case OrderCancelled():
+            return made(
+                "order",
+                event.symbol,
+                status="CANCELLED",
+                final=True,
+                ticket=event.order_ticket,
+                remaining_volume=event.remaining_volume,
+                description=event.reason or None,
+                by=event.by or None,
+            )
+        case OrderExpired():
+            return made(
+                "order",
+                event.symbol,
+                status="CANCELLED",
+                final=True,
+                ticket=event.order_ticket,
+                remaining_volume=event.remaining_volume,
+                description="expired at the broker",
+            )
+        case RequestCompleted():
+            return made(
+                "order",
+                event.symbol,
+                status="COMPLETED",
+                final=True,
+                action=event.action,
+                ticket=event.order_ticket or None,
+                position_id=event.position_id or None,
+                target_order_id=event.target_order_id or None,
+                attempts=event.attempts,
+                retcode=event.retcode or None,
+                retcode_name=event.retcode_name or None,
+            )
         case MessageRejected():
             return made(
                 "error",
@@ -232,7 +340,7 @@ def repeated(recorded: Recorded, envelope: Envelope, standing: Outgoing | None) 
     return Outgoing(standing.subject, message)
 
 
-def _fill_fields(fill: Fill, envelope: Envelope) -> dict[str, object]:
+def _fill_fields(fill: DealFact, envelope: Envelope) -> dict[str, object]:
     fields: dict[str, object] = {
         "status": "PARTIALLY_FILLED" if fill.remaining_volume else "FILLED",
         "final": not fill.remaining_volume,

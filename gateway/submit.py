@@ -29,8 +29,9 @@ from gateway.broker import (
     TerminalError,
 )
 from gateway.config import Settings
-from gateway.retcodes import RetcodeClass, lookup
+from gateway.retcodes import Retcode, RetcodeClass, lookup
 from ledger.commands import (
+    Again,
     ExpireOrder,
     GiveUp,
     OrderCommand,
@@ -42,8 +43,9 @@ from ledger.commands import (
     RefuseOrder,
     StartSend,
 )
+from ledger.intake import MARKET_TYPES, Supported
 from ledger.order import Order, Status
-from ledger.plan import Abandon, Check, Expire, Probe, next_step
+from ledger.plan import Abandon, Check, Expire, Probe, Refuse, Wait, next_step, park, resend, retry
 from ledger.plan import Send as SendStep
 from ledger.trade import (
     ACTION_DEAL,
@@ -69,6 +71,8 @@ UNKNOWN_SYMBOL_TTL_S: Final = 5.0
 MAX_SYMBOLS: Final = 2_000
 RETRY_TERMINAL_S: Final = 0.25
 ACTOR: Final = "gateway"
+# Of what the domain knows, what this gateway can already send, and follow to its end.
+SUPPORTED: Final = Supported(frozenset({"open"}), frozenset(MARKET_TYPES))
 
 _FILLINGS: Final = {"fok": FILLING_FOK, "ioc": FILLING_IOC, "return": FILLING_RETURN, "boc": FILLING_BOC}
 _EXECUTION_MARKET: Final = 2
@@ -152,9 +156,17 @@ class Submitter:
             case Probe():
                 self._probe_soon(order_id, cause)
             case Expire() as expire:
-                self._tell(order_id, ExpireOrder(age_s=expire.age_s, limit_s=expire.limit_s), cause)
+                command = ExpireOrder(age_s=expire.age_s, limit_s=expire.limit_s, cause=expire.cause)
+                self._tell(order_id, command, cause)
                 self._built.pop(order_id, None)
                 self._causes.pop(order_id, None)
+            case Refuse() as refuse:
+                self._tell(order_id, RefuseOrder(reasons=refuse.reasons), cause)
+                self._built.pop(order_id, None)
+                self._causes.pop(order_id, None)
+            case Wait() as wait:
+                self._causes[order_id] = cause
+                asyncio.get_running_loop().call_later(wait.delay_s, self.take, order_id, cause)
             case Abandon() as abandon:
                 self._tell(order_id, GiveUp(reason=abandon.reason), cause)
                 self._causes.pop(order_id, None)
@@ -285,6 +297,7 @@ class Submitter:
                 deals=outcome.deals,
                 point=point,
                 broker_utc_offset_s=self._offset_s,
+                again=self._again(order_id, attempt, meaning),
             )
         elif isinstance(outcome, NotSent):
             command = RecordNotSent(attempt=attempt, code=outcome.code, reason=outcome.text)
@@ -299,6 +312,17 @@ class Submitter:
                 self.take(order_id, cause)
         else:
             self._causes.pop(order_id, None)
+
+    def _again(self, order_id: str, attempt: int, meaning: Retcode) -> Again | None:
+        """When to try once more after this answer, if it may be better then and the policy allows it."""
+        order = self._ledger.order(order_id)
+        if order is None:
+            return None
+        if meaning.retcode_class is RetcodeClass.WAIT:
+            return park(order, self._clock(), self._policy)
+        if meaning.retcode_class is RetcodeClass.RETRIABLE:
+            return retry(order, attempt, self._clock(), self._policy, max_retries=meaning.max_retries)
+        return None
 
     async def _build(self, order_id: str) -> "_Built | None":
         """The request of the next attempt and the symbol's point; None when the order was refused instead.
@@ -342,7 +366,12 @@ class Submitter:
             return
         task = self._guarded(self._probe(order_id, cause), f"probe-{order_id}")
         self._probing[order_id] = task
-        task.add_done_callback(lambda _: self._probing.pop(order_id, None))
+
+        def ended(done: "asyncio.Task[None]") -> None:
+            if self._probing.get(order_id) is done:
+                del self._probing[order_id]
+
+        task.add_done_callback(ended)
 
     async def _probe(self, order_id: str, cause: Cause) -> None:
         """Asks for evidence until it decides. What it cannot decide stays UNKNOWN and is asked again."""
@@ -373,13 +402,15 @@ class Submitter:
                     positions=evidence.positions,
                     reason=evidence.reason,
                     broker_utc_offset_s=self._offset_s,
+                    again=resend(order, self._clock(), self._policy),
                 ),
                 cause,
             )
             if executed.events:
                 log.info("probed", order_id=order_id, status=executed.order.status.value, reason=evidence.reason)
             probes += 1
-        self._causes.pop(order_id, None)
+        self._probing.pop(order_id, None)
+        self.take(order_id, cause)
 
     async def _ask(self, order: Order) -> Evidence:
         magic, comment = magic_of(order.order_id, order.attempt), comment_of(order.order_id, order.attempt)

@@ -1,8 +1,12 @@
 """The facts of the trading account (`account/{login}`), and of messages that were no order (`inbox/{date}`)."""
 
+from datetime import datetime
 from decimal import Decimal
 
+import msgspec
+
 from ledger.facts import Fact, Raw
+from ledger.trade import ZERO, Deal, Position
 
 
 class AccountConnected(Fact, frozen=True, kw_only=True, gc=False, tag="account.connected"):
@@ -22,6 +26,99 @@ class AccountDisconnected(Fact, frozen=True, kw_only=True, gc=False, tag="accoun
     reason: str
 
 
+class LoginRefused(Fact, frozen=True, kw_only=True, gc=False, tag="account.login_refused"):
+    """The broker refused the login, or another account or server answered than this ledger is bound to."""
+
+    login: int
+    server: str
+    code: int
+    reason: str
+
+
+class ExternalDealObserved(Fact, frozen=True, kw_only=True, gc=False, tag="account.external_deal_observed"):
+    """A deal of this account that is none of ours: by hand, by another program, by the broker."""
+
+    deal: Deal
+    broker_time: datetime | None = None
+    broker_utc_offset_s: int = 0
+    note: str = ""
+
+
+class TradingHalted(Fact, frozen=True, kw_only=True, gc=False, tag="account.halted"):
+    """Nothing may open or add to a position from here on. `source`: `operator`, `configuration`, `limit` or
+    `heartbeat`; each lifts only its own. `cancel_orders`: whether working orders are cancelled too."""
+
+    source: str
+    reason: str
+    by: str = ""
+    cancel_orders: bool = False
+
+
+class TradingResumed(Fact, frozen=True, kw_only=True, gc=False, tag="account.resumed"):
+    """The halt of this source is lifted; others may still stand."""
+
+    source: str
+    reason: str = ""
+    by: str = ""
+
+
+class ConfigurationAccepted(Fact, frozen=True, kw_only=True, gc=False, tag="account.configuration_accepted"):
+    """Settings in force from here on. `origin`: flags, environment, hub, file, defaults; `changed`: the paths that
+    differ from before. `settings` holds no secret."""
+
+    version: str
+    origin: str
+    digest: str
+    changed: tuple[str, ...] = ()
+    settings: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class ConfigurationRefused(Fact, frozen=True, kw_only=True, gc=False, tag="account.configuration_refused"):
+    """Settings that were refused as a whole; the old ones stay. Every error, by path."""
+
+    version: str
+    origin: str
+    errors: tuple[str, ...]
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """One difference between our view and the broker's. `policy`: `alert`, `adopt` or `correct`, as applied."""
+
+    kind: str
+    ours: str
+    brokers: str
+    policy: str
+    order_id: str = ""
+    order_ticket: int = 0
+    position_id: int = 0
+    deal: int = 0
+    symbol: str = ""
+
+
+class AccountReconciled(Fact, frozen=True, kw_only=True, gc=False, tag="account.reconciled"):
+    """Our view was compared with the broker's. `trigger`: start, reconnect, interval or demand."""
+
+    trigger: str
+    positions: int
+    orders: int
+    deals: int
+    differences: tuple[Difference, ...] = ()
+    deals_since: datetime | None = None
+
+
+class SnapshotTaken(Fact, frozen=True, kw_only=True, gc=False, tag="account.snapshot_taken"):
+    """The account and its open positions as the broker showed them. Amounts in the account's currency."""
+
+    currency: str
+    balance: Decimal
+    equity: Decimal
+    margin: Decimal = ZERO
+    margin_free: Decimal = ZERO
+    profit: Decimal = ZERO
+    positions: tuple[Position, ...] = ()
+    working_orders: int = 0
+
+
 class MessageRejected(Fact, frozen=True, kw_only=True, gc=False, tag="inbox.message_rejected"):
     """A message that names no order we could open a stream for."""
 
@@ -29,3 +126,17 @@ class MessageRejected(Fact, frozen=True, kw_only=True, gc=False, tag="inbox.mess
     raw: Raw
     order_id: str = ""
     symbol: str = ""
+
+
+AccountEvent = (
+    AccountConnected
+    | AccountDisconnected
+    | LoginRefused
+    | ExternalDealObserved
+    | TradingHalted
+    | TradingResumed
+    | ConfigurationAccepted
+    | ConfigurationRefused
+    | AccountReconciled
+    | SnapshotTaken
+)

@@ -1,4 +1,7 @@
-"""What can be asked of an order, and the news of the broker: the inputs of `decide.decide`."""
+"""What can be asked of an order, and the news of the broker: the inputs of `decide.decide`.
+
+Requests are imperative. News are `Record…`: the domain may not refuse a fact, what does not fit becomes an anomaly.
+"""
 
 from datetime import datetime
 from decimal import Decimal
@@ -6,7 +9,23 @@ from decimal import Decimal
 import msgspec
 
 from ledger.intake import Received
-from ledger.trade import ZERO, BrokerOrder, CheckResult, Deal, Position, TradeRequest, TradeResult
+from ledger.trade import (
+    ZERO,
+    BrokerOrder,
+    CheckResult,
+    Deal,
+    Position,
+    TargetImage,
+    TradeRequest,
+    TradeResult,
+)
+
+
+class Again(msgspec.Struct, frozen=True, gc=False):
+    """Another attempt is allowed (`plan.retry`, `plan.park`): `delay_s` from now, which is at `not_before`."""
+
+    delay_s: Decimal
+    not_before: datetime
 
 
 class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -18,14 +37,23 @@ class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class RefuseOrder(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """By a rule of ours: validation, limit, halt. Every reason."""
+
     reasons: tuple[str, ...]
 
 
 class ExpireOrder(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Too old to be sent; seconds."""
+    """Too old to be sent; seconds. `cause`: age, life or valid_until."""
 
     age_s: Decimal
     limit_s: Decimal
+    cause: str
+
+
+class GiveUp(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Ends an order that provably is not at the broker."""
+
+    reason: str
 
 
 class RecordCheck(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -41,12 +69,17 @@ class RecordCheck(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class StartSend(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The intent. `before`: what the request acts on, as the broker shows it now."""
+
     attempt: int
     request: TradeRequest
+    before: TargetImage | None = None
 
 
 class RecordAnswer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The result of `order_send`, with the class the retcode table gives it, and the deals it names."""
+    """The result of `order_send`, with the class the retcode table gives it, and the deals it names.
+
+    `again`: when to try once more, if the verdict is `retriable` or `wait` and the policy still allows it."""
 
     attempt: int
     result: TradeResult
@@ -58,23 +91,34 @@ class RecordAnswer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     deals: tuple[Deal, ...] = ()
     point: Decimal | None = None
     broker_utc_offset_s: int = 0
+    again: Again | None = None
 
 
 class RecordNotSent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The attempt provably did not reach the broker."""
+
     attempt: int
     code: int
     reason: str
 
 
 class RecordUnknown(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The attempt may or may not have taken effect."""
+
     attempt: int
     code: int
     reason: str
 
 
 class RecordEvidence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What the broker shows of an attempt whose outcome is unknown. `settled`: long enough after any effect could
-    still arrive, so that complete absence is proof."""
+    """What the broker shows of an attempt whose outcome is unknown.
+
+    `orders`, `history`, `deals`, `positions` carry the magic or the comment of the attempt. For a request on a
+    target also: `target`, as it is now (None: not asked); `target_history`, the target order in history;
+    `target_deals`, all deals of the target's position. `complete`: every query succeeded, freshly, while connected.
+    `settled`: long enough after any effect could still arrive, so that complete absence is proof.
+    `again`: when to send again if absence is proven, where the policy allows that.
+    """
 
     attempt: int
     complete: bool
@@ -83,26 +127,60 @@ class RecordEvidence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     history: tuple[BrokerOrder, ...] = ()
     deals: tuple[Deal, ...] = ()
     positions: tuple[Position, ...] = ()
+    target: TargetImage | None = None
+    target_history: BrokerOrder | None = None
+    target_deals: tuple[Deal, ...] = ()
     reason: str = ""
+    point: Decimal | None = None
+    broker_utc_offset_s: int = 0
+    again: Again | None = None
+
+
+class ResolveOutcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """An operator's word on an unknown outcome: `found` (as working order `order_ticket`, whose deals follow),
+    `absent` or `abandoned`."""
+
+    resolution: str
+    reason: str
+    order_ticket: int = 0
+
+
+class RecordDeals(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Deals of this order, as the broker shows them now: new ones, or known ones with other values."""
+
+    deals: tuple[Deal, ...]
     point: Decimal | None = None
     broker_utc_offset_s: int = 0
 
 
-class GiveUp(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Ends an order that provably is not at the broker."""
+class RecordOrderState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The broker's order of ours as it shows now, working or in history. `by`: the order id of the request that
+    caused the change, if it was one of ours."""
 
-    reason: str
+    order: BrokerOrder
+    by: str = ""
+
+
+class RecordModified(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The position this order opened has other stops now. `by` as in RecordOrderState."""
+
+    position: Position
+    by: str = ""
 
 
 OrderCommand = (
     ReceiveOrder
     | RefuseOrder
     | ExpireOrder
+    | GiveUp
     | RecordCheck
     | StartSend
     | RecordAnswer
     | RecordNotSent
     | RecordUnknown
     | RecordEvidence
-    | GiveUp
+    | ResolveOutcome
+    | RecordDeals
+    | RecordOrderState
+    | RecordModified
 )

@@ -3,8 +3,6 @@
 It may refuse a request of a client, never a fact of the broker: a fact that does not fit is recorded and flagged.
 """
 
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from typing import Final, assert_never
 
 from ledger.commands import (
@@ -14,68 +12,86 @@ from ledger.commands import (
     ReceiveOrder,
     RecordAnswer,
     RecordCheck,
+    RecordDeals,
     RecordEvidence,
+    RecordModified,
     RecordNotSent,
+    RecordOrderState,
     RecordUnknown,
     RefuseOrder,
+    ResolveOutcome,
     StartSend,
 )
 from ledger.errors import InvariantViolated
-from ledger.order import Order, Status
+from ledger.evidence import Absent, Dealt, Done, Ended, Inconclusive, Superseded, Working, judge
+from ledger.fills import Context, record_deals
+from ledger.order import AT_BROKER, IDLE, Order, Status, Terms, evolve
 from ledger.order_events import (
     AnomalyDetected,
     BrokerAnswered,
     ConflictReceived,
     DuplicateReceived,
-    Fill,
     OrderChecked,
     OrderEvent,
-    OrderFailed,
-    OrderFilled,
-    OrderPartiallyFilled,
+    OrderModified,
+    OrderParked,
     OrderRefused,
     OrderRejected,
     OrderRequested,
     OrderStale,
     OutcomeProbed,
     OutcomeResolved,
-    OutcomeUnknown,
+    RetryScheduled,
     SendAbandoned,
     SendStarted,
 )
+from ledger.outcomes import cancelled, completed, ended_at_broker, failed, placed, unknown
 from ledger.trade import (
-    ORDER_STATE_CANCELED,
-    ORDER_STATE_EXPIRED,
-    ORDER_STATE_REJECTED,
-    TYPE_BUY,
-    TYPE_SELL,
-    ZERO,
+    ACTION_MODIFY,
+    ACTION_PENDING,
+    ACTION_REMOVE,
+    ACTION_SLTP,
+    FILLING_FOK,
+    FILLING_IOC,
+    RETCODE_DONE_PARTIAL,
+    WORKING_STATES,
+    BrokerOrder,
     Deal,
+    TradeResult,
 )
 from ledger.values import plain
 
 MAX_RECORDED_REPEATS: Final = 20
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-# Where a deal is no surprise.
-_DEALS_EXPECTED: Final = frozenset({Status.SENDING, Status.UNKNOWN, Status.PARTIALLY_FILLED, Status.FILLED})
+MAX_EVIDENCE: Final = 20
+# Requests that make no deal and no order: success is that they took effect.
+_WITHOUT_DEAL: Final = frozenset({ACTION_SLTP, ACTION_MODIFY, ACTION_REMOVE})
+# The broker is known to hold the order, or to have ended it: a working order is no news.
+_HELD: Final = frozenset({Status.PLACED, Status.PARTIALLY_FILLED, Status.FILLED, Status.CANCELLED, Status.EXPIRED})
 
 
 def decide(order: Order, command: OrderCommand) -> list[OrderEvent]:
     """The events that the command causes; none when it has nothing new to say.
 
-    Raises InvariantViolated for a command that only a defect of ours can give: a second attempt while one is open.
+    Raises InvariantViolated for a command that only a defect of ours can give: a second attempt while one is open,
+    anything on an order that was never requested.
     """
+    if order.status is Status.NEW and not isinstance(command, ReceiveOrder):
+        raise InvariantViolated(f"order {order.order_id} does not exist: {type(command).__name__} has no object")
     match command:
         case ReceiveOrder():
             return _receive(order, command)
         case RefuseOrder():
-            if order.status not in (Status.REQUESTED, Status.READY):
+            if order.status not in IDLE:
                 return []
             return [OrderRefused(reasons=command.reasons, category="refused", symbol=order.symbol)]
         case ExpireOrder():
-            if order.status not in (Status.REQUESTED, Status.READY):
+            if order.status not in IDLE:
                 return []
-            return [OrderStale(age_s=command.age_s, limit_s=command.limit_s, symbol=order.symbol)]
+            return [OrderStale(age_s=command.age_s, limit_s=command.limit_s, symbol=order.symbol, cause=command.cause)]
+        case GiveUp():
+            if order.status not in IDLE:
+                return []
+            return [failed(order, command.reason)]
         case RecordCheck():
             return _checked(order, command)
         case StartSend():
@@ -89,15 +105,18 @@ def decide(order: Order, command: OrderCommand) -> list[OrderEvent]:
         case RecordUnknown():
             if order.status is not Status.SENDING or order.attempt != command.attempt:
                 return []
-            return [
-                OutcomeUnknown(attempt=command.attempt, code=command.code, reason=command.reason, symbol=order.symbol)
-            ]
+            return [unknown(order, command.code, command.reason)]
         case RecordEvidence():
             return _evidence(order, command)
-        case GiveUp():
-            if order.status not in (Status.REQUESTED, Status.READY):
-                return []
-            return [OrderFailed(symbol=order.symbol, category="fatal", reason=command.reason, attempts=order.attempt)]
+        case ResolveOutcome():
+            return _resolve(order, command)
+        case RecordDeals():
+            context = Context(command.point, command.broker_utc_offset_s, order_ticket=order.order_ticket)
+            return record_deals(order, command.deals, context)
+        case RecordOrderState():
+            return _order_state(order, command.order, command.by)
+        case RecordModified():
+            return _modified(order, command)
         case _:
             assert_never(command)
 
@@ -160,239 +179,285 @@ def _checked(order: Order, command: RecordCheck) -> list[OrderEvent]:
 
 
 def _start(order: Order, command: StartSend) -> list[OrderEvent]:
-    if order.status not in (Status.REQUESTED, Status.READY) or command.attempt != order.attempt + 1:
+    if order.status not in IDLE or command.attempt != order.attempt + 1:
         raise InvariantViolated(
             f"order {order.order_id}: attempt {command.attempt} may not start in state {order.status.value} "
             f"after attempt {order.attempt} (invariant I1)"
         )
-    return [SendStarted(attempt=command.attempt, request=command.request)]
+    return [SendStarted(attempt=command.attempt, request=command.request, before=command.before)]
+
+
+# --- answers ----------------------------------------------------------------------------------------------------
 
 
 def _answered(order: Order, command: RecordAnswer) -> list[OrderEvent]:
-    result = command.result
-    events: list[OrderEvent] = [
-        BrokerAnswered(
+    answered = BrokerAnswered(
+        attempt=command.attempt,
+        result=command.result,
+        retcode_name=command.retcode_name,
+        verdict=command.verdict,
+        description=command.description,
+        latency_s=command.latency_s,
+    )
+    current = command.attempt == order.attempt
+    if command.verdict == "success":
+        return [answered, *_succeeded(order, command, current=current)]
+    if not current:
+        return [answered]  # the answer to an attempt that is over says nothing about the one that is not
+    if command.verdict == "ambiguous":
+        return [answered, *_without_deal(order, command)]
+    if order.status not in (Status.SENDING, Status.UNKNOWN):
+        return [answered]
+    return [answered, _refused_by_broker(order, command)]
+
+
+def _succeeded(order: Order, command: RecordAnswer, *, current: bool) -> list[OrderEvent]:
+    """What a success means depends on what was asked for."""
+    result, sent = command.result, order.sent
+    events: list[OrderEvent] = []
+    if sent is not None and sent.action in _WITHOUT_DEAL:
+        if not current or order.status is Status.COMPLETED:
+            return []
+        return [*_late(order, "answer"), completed(order, result, command.retcode_name)]
+    if sent is not None and sent.action == ACTION_PENDING and current:
+        if not result.order:
+            return _without_deal(order, command)
+        if order.status not in _HELD:
+            events += [
+                *_late(order, "order"),
+                placed(order, result.order, result.retcode, command.retcode_name),
+            ]
+        if not command.deals:
+            return events
+    deals = command.deals or ((_provisional(order, result),) if result.deal else ())
+    if not deals:
+        return [*events, *_without_deal(order, command)] if current else events
+    context = Context(
+        command.point,
+        command.broker_utc_offset_s,
+        result.retcode,
+        command.retcode_name,
+        result.order,
+        provisional=not command.deals,
+    )
+    for event in events:
+        order = evolve(order, event)
+    dealt = record_deals(order, deals, context)
+    for event in dealt:
+        order = evolve(order, event)
+    return [*events, *dealt, *_rest_cancelled(order, result)]
+
+
+def _late(order: Order, what: str) -> list[OrderEvent]:
+    """The flag of an effect that shows where none was expected any more."""
+    if order.status in AT_BROKER:
+        return []
+    detail = f"an {what} of attempt {order.attempt} after {order.status.value}"
+    return [AnomalyDetected(kind=f"late_{what}", detail=detail, symbol=order.symbol)]
+
+
+def _rest_cancelled(order: Order, result: TradeResult) -> list[OrderEvent]:
+    """An order that may not stand in the market ends with its answer: what was not there to be dealt is cancelled."""
+    sent = order.sent
+    if (
+        result.retcode != RETCODE_DONE_PARTIAL
+        or order.status is not Status.PARTIALLY_FILLED
+        or sent is None
+        or sent.type_filling not in (FILLING_IOC, FILLING_FOK)
+        or order.filled_volume != result.volume
+    ):
+        return []
+    return [cancelled(order, result.order, "the rest was not available at once")]
+
+
+def _without_deal(order: Order, command: RecordAnswer) -> list[OrderEvent]:
+    # Also when the attempt was taken for abandoned: an answer says that it was not.
+    if order.status not in (Status.SENDING, Status.READY):
+        return []
+    return [unknown(order, command.result.retcode, f"{command.retcode_name}: the answer names no deal")]
+
+
+def _refused_by_broker(order: Order, command: RecordAnswer) -> OrderEvent:
+    result, again = command.result, command.again
+    if again is not None and command.verdict == "retriable":
+        return RetryScheduled(
             attempt=command.attempt,
-            result=result,
+            delay_s=again.delay_s,
+            not_before=again.not_before,
+            reason=command.description,
+            retcode=result.retcode,
             retcode_name=command.retcode_name,
-            verdict=command.verdict,
-            description=command.description,
-            latency_s=command.latency_s,
+            symbol=order.symbol,
         )
-    ]
-    if command.verdict == "success" and (command.deals or result.deal):
-        deals = command.deals or (_provisional(order, command),)
-        events.extend(
-            _fills(
-                order,
-                deals,
-                point=command.point,
-                offset_s=command.broker_utc_offset_s,
-                retcode=result.retcode,
-                retcode_name=command.retcode_name,
-                order_ticket=result.order,
-                provisional=not command.deals,
-            )
+    if again is not None and command.verdict == "wait":
+        return OrderParked(
+            attempt=command.attempt,
+            recheck_s=again.delay_s,
+            not_before=again.not_before,
+            reason=command.description,
+            retcode=result.retcode,
+            retcode_name=command.retcode_name,
+            symbol=order.symbol,
         )
-    elif command.attempt != order.attempt:
-        pass  # the answer to an attempt that is over says nothing about the one that is not
-    elif command.verdict in ("success", "ambiguous"):
-        # Also when the attempt was taken for abandoned: an answer says that it was not.
-        if order.status in (Status.SENDING, Status.READY):
-            events.append(
-                OutcomeUnknown(
-                    attempt=command.attempt,
-                    code=result.retcode,
-                    reason=f"{command.retcode_name}: the answer names no deal",
-                    symbol=order.symbol,
-                )
-            )
-    elif order.status in (Status.SENDING, Status.UNKNOWN):
-        events.append(
-            OrderRejected(
-                symbol=order.symbol,
-                retcode=result.retcode,
-                retcode_name=command.retcode_name,
-                category="fatal" if command.verdict == "fatal" else "retries_exhausted",
-                description=command.description,
-                attempts=command.attempt,
-                retriable=command.verdict in ("retriable", "wait"),
-                advice=command.advice,
-            )
-        )
-    return events
+    return OrderRejected(
+        symbol=order.symbol,
+        retcode=result.retcode,
+        retcode_name=command.retcode_name,
+        category="fatal" if command.verdict == "fatal" else "retries_exhausted",
+        description=command.description,
+        attempts=command.attempt,
+        retriable=command.verdict in ("retriable", "wait"),
+        advice=command.advice,
+    )
 
 
-def _provisional(order: Order, command: RecordAnswer) -> Deal:
+def _provisional(order: Order, result: TradeResult) -> Deal:
     """A fill known from the result alone: no costs yet, completed when the deal shows."""
-    result = command.result
     sent = order.sent
     return Deal(
         ticket=result.deal,
         order=result.order,
-        type=sent.type if sent else 0,
+        type=sent.type % 2 if sent else 0,
         magic=sent.magic if sent else 0,
-        position_id=result.order,
+        position_id=(sent.position if sent else 0) or result.order,
         volume=result.volume or order.remaining,
         price=result.price,
         symbol=order.symbol,
     )
 
 
-def _fills(
-    order: Order,
-    deals: tuple[Deal, ...],
-    *,
-    point: Decimal | None,
-    offset_s: int,
-    retcode: int,
-    retcode_name: str,
-    order_ticket: int,
-    provisional: bool = False,
-) -> list[OrderEvent]:
-    """One fill per deal that is not known yet, and an anomaly for each that does not fit the request."""
-    events: list[OrderEvent] = []
-    seen = set(order.deals)
-    filled = order.filled_volume
-    if order.status not in _DEALS_EXPECTED and any(deal.ticket not in seen for deal in deals):
-        events.append(
-            AnomalyDetected(kind="late_fill", detail=f"a deal after {order.status.value}", symbol=order.symbol)
-        )
-    for deal in deals:
-        if deal.ticket in seen:
-            continue
-        seen.add(deal.ticket)
-        filled = plain(filled + deal.volume)
-        remaining = plain(max(order.volume - filled, ZERO))
-        kind: type[Fill] = OrderPartiallyFilled if remaining else OrderFilled
-        fill = kind(
-            symbol=deal.symbol or order.symbol,
-            side="buy" if deal.type == TYPE_BUY else "sell",
-            order_ticket=deal.order or order_ticket,
-            deal=deal.ticket,
-            position_id=deal.position_id,
-            volume=plain(deal.volume),
-            price=plain(deal.price),
-            filled_volume=filled,
-            remaining_volume=remaining,
-            attempts=order.attempt,
-            requested_price=order.request.price if order.request else None,
-            point=point,
-            commission=plain(deal.commission),
-            swap=plain(deal.swap),
-            fee=plain(deal.fee),
-            profit=plain(deal.profit),
-            entry=deal.entry,
-            reason=deal.reason,
-            broker_time_msc=deal.time_msc,
-            broker_utc_offset_s=offset_s,
-            broker_time=_utc(deal.time_msc, offset_s),
-            retcode=retcode,
-            retcode_name=retcode_name,
-            provisional=provisional,
-            raw=None if provisional else deal,
-        )
-        events.append(fill)  # type: ignore[arg-type]  # kind is one of the two members of OrderEvent
-        events.extend(
-            AnomalyDetected(kind=kind_, detail=detail, symbol=order.symbol)
-            for kind_, detail in _mismatches(order, deal, filled)
-        )
-    return events
-
-
-def _utc(time_msc: int, offset_s: int) -> datetime | None:
-    """The server's wall clock as UTC; None when it is not known, or no time at all (it stays in the raw deal)."""
-    if not time_msc:
-        return None
-    try:
-        return _EPOCH + timedelta(milliseconds=time_msc, seconds=-offset_s)
-    except OverflowError:
-        return None
-
-
-def _mismatches(order: Order, deal: Deal, filled: Decimal) -> list[tuple[str, str]]:
-    found = []
-    if deal.symbol and deal.symbol != order.symbol:
-        found.append(("fill_symbol", f"deal {deal.ticket} is in {deal.symbol}, asked was {order.symbol}"))
-    wanted = TYPE_SELL if order.request is not None and order.request.side == "sell" else TYPE_BUY
-    if deal.type != wanted:
-        found.append(("fill_side", f"deal {deal.ticket} has type {deal.type}, asked was {wanted}"))
-    if filled > order.volume:
-        found.append(("fill_volume", f"deal {deal.ticket} brings the volume to {filled} of {order.volume}"))
-    return found
-
-
-_ENDED_WITHOUT_DEAL: Final = {
-    ORDER_STATE_CANCELED: "cancelled",
-    ORDER_STATE_REJECTED: "rejected",
-    ORDER_STATE_EXPIRED: "expired",
-}
+# --- unknown outcomes -------------------------------------------------------------------------------------------
 
 
 def _evidence(order: Order, command: RecordEvidence) -> list[OrderEvent]:
     if order.status is not Status.UNKNOWN or order.attempt != command.attempt:
         return []
-    ticket = next((one.ticket for one in (*command.orders, *command.history)), 0)
-    if command.deals:
-        ticket = ticket or command.deals[0].order
-        listed = ", ".join(str(deal.ticket) for deal in command.deals)
-        resolved = OutcomeResolved(
-            attempt=command.attempt,
-            resolution="found",
-            by="probe",
-            evidence=f"the broker shows deal {listed} of this attempt",
-            order_ticket=ticket,
+    match judge(order, command):
+        case Dealt() as dealt:
+            ticket = next((one.ticket for one in (*command.orders, *command.history)), 0) or dealt.deals[0].order
+            context = Context(command.point, command.broker_utc_offset_s, order_ticket=ticket)
+            resolved = _resolved(order, command, "found", dealt.evidence, ticket)
+            return [resolved, *record_deals(order, dealt.deals, context)]
+        case Working() as working:
+            ticket = working.order.ticket
+            return [_resolved(order, command, "found", working.evidence, ticket), placed(order, ticket)]
+        case Ended() as ended:
+            resolved = _resolved(order, command, "found", ended.evidence, ended.order.ticket)
+            return [resolved, *ended_at_broker(order, ended.order)]
+        case Done() as done:
+            return [_resolved(order, command, "found", done.evidence), completed(order)]
+        case Absent() as absent:
+            resolved = _resolved(order, command, "absent", absent.evidence)
+            if absent.final:
+                return [resolved, failed(order, absent.final)]
+            if command.again is not None:
+                again = RetryScheduled(
+                    attempt=order.attempt,
+                    delay_s=command.again.delay_s,
+                    not_before=command.again.not_before,
+                    reason="proven absent at the broker",
+                    symbol=order.symbol,
+                )
+                return [resolved, again]
+            return [
+                resolved,
+                failed(order, "the request did not reach the broker: proven by its absence there"),
+            ]
+        case Superseded() as superseded:
+            resolved = _resolved(order, command, "superseded", superseded.evidence)
+            return [
+                resolved,
+                failed(order, f"{superseded.evidence}: the request has no object any more", "unknown"),
+            ]
+        case Inconclusive() as open_:
+            probed = OutcomeProbed(
+                attempt=command.attempt, complete=command.complete, found=open_.found, reason=open_.reason
+            )
+            return [] if probed == order.probed else [probed]
+
+
+def _resolved(
+    order: Order, command: RecordEvidence, resolution: str, evidence: str, ticket: int = 0
+) -> OutcomeResolved:
+    return OutcomeResolved(
+        attempt=order.attempt,
+        resolution=resolution,
+        by="probe",
+        evidence=evidence,
+        order_ticket=ticket,
+        symbol=order.symbol,
+        orders=command.orders[:MAX_EVIDENCE],
+        history=(*command.history, *([command.target_history] if command.target_history else ()))[:MAX_EVIDENCE],
+        positions=command.positions[:MAX_EVIDENCE],
+        deals=(*command.deals, *command.target_deals)[:MAX_EVIDENCE],
+    )
+
+
+def _resolve(order: Order, command: ResolveOutcome) -> list[OrderEvent]:
+    """An operator's word, where evidence cannot decide. What shows later is recorded all the same."""
+    if order.status is not Status.UNKNOWN:
+        return []
+    resolved = OutcomeResolved(
+        attempt=order.attempt,
+        resolution=command.resolution,
+        by="operator",
+        evidence=command.reason,
+        order_ticket=command.order_ticket,
+        symbol=order.symbol,
+    )
+    if command.resolution != "found":
+        category = "fatal" if command.resolution == "absent" else "unknown"
+        return [
+            resolved,
+            failed(order, f"{command.resolution}, by an operator's word: {command.reason}", category),
+        ]
+    if order.sent is not None and order.sent.action in _WITHOUT_DEAL:
+        return [resolved, completed(order)]
+    return [resolved, placed(order, command.order_ticket)]
+
+
+# --- what the broker shows later --------------------------------------------------------------------------------
+
+
+def _order_state(order: Order, shown: BrokerOrder, by: str) -> list[OrderEvent]:
+    """The broker's order, working or ended, compared with what we hold of it."""
+    if shown.state in WORKING_STATES:
+        # While it is being sent the answer tells, or the probe.
+        if order.status in (Status.PLACED, Status.PARTIALLY_FILLED):
+            return _changed_terms(order, shown, by)
+        if order.status in _HELD or order.status in AT_BROKER:
+            return []
+        return [*_late(order, "order"), placed(order, shown.ticket)]
+    if order.status not in (Status.PLACED, Status.PARTIALLY_FILLED):
+        return []
+    if plain(shown.volume_initial - shown.volume_current) > order.filled_volume:
+        return []  # its deals come first
+    return ended_at_broker(order, shown, by)
+
+
+def _changed_terms(order: Order, shown: BrokerOrder, by: str) -> list[OrderEvent]:
+    terms = Terms(
+        plain(shown.price_open), plain(shown.price_stoplimit), plain(shown.sl), plain(shown.tp), shown.time_expiration
+    )
+    if terms == order.terms:
+        return []
+    return [
+        OrderModified(
             symbol=order.symbol,
+            order_ticket=shown.ticket,
+            price=terms.price,
+            stop_limit_price=terms.stop_limit_price,
+            sl=terms.sl,
+            tp=terms.tp,
+            expiration=terms.expiration,
+            by=by,
         )
-        fills = _fills(
-            order,
-            command.deals,
-            point=command.point,
-            offset_s=command.broker_utc_offset_s,
-            retcode=0,
-            retcode_name="",
-            order_ticket=ticket,
-        )
-        return [resolved, *fills]
-    ended = next((one for one in command.history if one.state in _ENDED_WITHOUT_DEAL), None)
-    # Only a full view shows that there is no deal: an order may be filled in part and then cancelled.
-    if ended is not None and command.complete and command.settled and not (command.orders or command.positions):
-        how = _ENDED_WITHOUT_DEAL[ended.state]
-        return [
-            OutcomeResolved(
-                attempt=command.attempt,
-                resolution="found",
-                by="probe",
-                evidence=f"the broker shows order {ended.ticket} of this attempt, {how} without a deal",
-                order_ticket=ended.ticket,
-                symbol=order.symbol,
-            ),
-            OrderRejected(
-                symbol=order.symbol,
-                retcode=order.answer_retcode,
-                retcode_name=order.answer_name,
-                category="fatal",
-                description=f"the broker's order {ended.ticket} was {how} without a deal",
-                attempts=order.attempt,
-            ),
-        ]
-    found = bool(command.orders or command.history or command.positions)
-    if command.complete and command.settled and not found:
-        return [
-            OutcomeResolved(
-                attempt=command.attempt,
-                resolution="absent",
-                by="probe",
-                evidence="no working order, past order, deal or position carries the magic or comment of this "
-                "attempt, and none can arrive any more",
-                symbol=order.symbol,
-            ),
-            OrderFailed(
-                symbol=order.symbol,
-                category="fatal",
-                reason="the request did not reach the broker: proven by its absence there",
-                attempts=order.attempt,
-            ),
-        ]
-    probed = OutcomeProbed(attempt=command.attempt, complete=command.complete, found=found, reason=command.reason)
-    return [] if probed == order.probed else [probed]
+    ]
+
+
+def _modified(order: Order, command: RecordModified) -> list[OrderEvent]:
+    sl, tp = plain(command.position.sl), plain(command.position.tp)
+    if (sl, tp) == (order.terms.sl, order.terms.tp):
+        return []
+    symbol = command.position.symbol or order.symbol
+    return [OrderModified(symbol=symbol, position_id=command.position.identifier, sl=sl, tp=tp, by=command.by)]

@@ -6,11 +6,12 @@ What is written once stays readable for ever (see `facts.py`). An event whose me
 
 from collections.abc import Callable
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Final
 
 import msgspec
 
-from ledger.account_events import AccountConnected, AccountDisconnected, MessageRejected
+from ledger.account_events import AccountEvent, MessageRejected
 from ledger.errors import UnknownSchema
 from ledger.facts import Fact
 from ledger.order_events import OrderEvent
@@ -80,8 +81,7 @@ class BatchSealed(Fact, frozen=True, kw_only=True, gc=False, tag="writer.batch_s
 
 Event = (
     OrderEvent
-    | AccountConnected
-    | AccountDisconnected
+    | AccountEvent
     | MessageRejected
     | LedgerCreated
     | Checkpointed
@@ -134,9 +134,15 @@ class Fresh(Recorded, frozen=True, gc=False):
     envelope: Envelope
 
 
-SCHEMA_VERSIONS: Final[dict[str, int]] = {}
+def _stale_v2(data: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 said only by `limit_s` = 0 that `valid_until` had passed; it knew no retries, so no `life` either."""
+    return data | {"cause": "age" if Decimal(data["limit_s"]) else "valid_until"}
 
-UPCASTERS: Final[dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]]] = {}
+
+# The version that is written today, where it is not 1.
+SCHEMA_VERSIONS: Final[dict[str, int]] = {"order.stale": 2}
+# (topic, version it was stored with) -> the data one version later, as builtins.
+UPCASTERS: Final[dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]]] = {("order.stale", 1): _stale_v2}
 
 
 class _Header(msgspec.Struct):
@@ -171,19 +177,18 @@ def decode(recorded: Recorded) -> Envelope:
     """
     if type(recorded) is Fresh:
         return recorded.envelope
-    current = schema_version(recorded.topic)
     if recorded.topic not in TOPICS:
         raise UnknownSchema(f"event {recorded.seq} is a {recorded.topic!r}, which this version does not know: upgrade")
-    if current == 1:
-        try:
-            envelope = _decoder.decode(recorded.state)
-        except msgspec.ValidationError:
-            # Data of a newer version need not fit: its header says what it is.
-            if _header_decoder.decode(recorded.state).schema_version == 1:
-                raise
-        else:
-            if envelope.schema_version == 1:
-                return envelope
+    current = SCHEMA_VERSIONS.get(recorded.topic, 1)
+    try:
+        envelope = _decoder.decode(recorded.state)
+    except msgspec.ValidationError:
+        # Data of another version need not fit: its header says what it is.
+        if _header_decoder.decode(recorded.state).schema_version == current:
+            raise
+    else:
+        if envelope.schema_version == current:
+            return envelope
     stored = _header_decoder.decode(recorded.state).schema_version
     if not 0 < stored <= current:
         raise UnknownSchema(

@@ -5,9 +5,9 @@ hostile bytes give reasons, never an exception. Unknown fields are kept in the r
 """
 
 import hashlib
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -15,9 +15,9 @@ from ledger.facts import MAX_RAW, OrderRequest, Raw
 from ledger.values import MAX_TEXT, Refused, parse_decimal, parse_order_id, parse_symbol, shorten
 
 ACTIONS: Final = ("open", "close", "modify", "cancel", "close_by")
+MARKET_TYPES: Final = ("buy", "sell")
 ORDER_TYPES: Final = (
-    "buy",
-    "sell",
+    *MARKET_TYPES,
     "buy_limit",
     "sell_limit",
     "buy_stop",
@@ -28,9 +28,41 @@ ORDER_TYPES: Final = (
 FILLINGS: Final = ("fok", "ioc", "return", "boc")
 TIMES_IN_FORCE: Final = ("gtc", "day", "specified", "specified_day")
 
-# What a later release will send; naming it today gives the sender a clear answer.
-_SUPPORTED_ACTIONS: Final = ("open",)
-_SUPPORTED_TYPES: Final = ("buy", "sell")
+# Beside order_id, what each action may name. What belongs to another action is an error of the sender, not noise:
+# an `open` with a `position_id` was probably meant to close.
+_COMMON: Final = frozenset({"order_id", "action", "symbol", "magic", "comment"})
+_EXECUTION: Final = frozenset({"volume", "price", "deviation", "filling"})
+_EXPIRY: Final = frozenset({"time_in_force", "expires_at"})
+_FIELDS_OF: Final[dict[str, frozenset[str]]] = {
+    "open": _COMMON | _EXECUTION | _EXPIRY | {"order_type", "stop_limit_price", "sl", "tp"},
+    "close": _COMMON | _EXECUTION | {"position_id", "target_order_id"},
+    "modify": _COMMON
+    | _EXPIRY
+    | {"position_id", "order_ticket", "target_order_id", "price", "stop_limit_price", "sl", "tp"},
+    "cancel": _COMMON | {"order_ticket", "target_order_id"},
+    "close_by": _COMMON | {"position_id", "position_by_id"},
+}
+# Ways to name a target: exactly one of them.
+_TARGETS: Final[dict[str, tuple[str, ...]]] = {
+    "close": ("position_id", "target_order_id"),
+    "modify": ("position_id", "order_ticket", "target_order_id"),
+    "cancel": ("order_ticket", "target_order_id"),
+}
+_CHANGES: Final = ("sl", "tp", "price", "stop_limit_price", "expires_at", "time_in_force")
+# What says nothing of the trade: allowed with every action.
+_ANY: Final = frozenset(
+    {
+        "account",
+        "timeframe",
+        "valid_until",
+        "created_at",
+        "correlation_id",
+        "causation_id",
+        "signal_id",
+        "strategy_id",
+        "audit",
+    }
+)
 
 _DECIMALS: Final = ("volume", "price", "stop_limit_price", "sl", "tp")
 _INTEGERS: Final = {
@@ -48,7 +80,6 @@ _TEXTS: Final = (
     "causation_id",
     "signal_id",
     "strategy_id",
-    "expires_at",
 )
 _TIMES: Final = ("valid_until", "created_at")
 _CHOICES: Final = {"action": ACTIONS, "order_type": ORDER_TYPES, "filling": FILLINGS, "time_in_force": TIMES_IN_FORCE}
@@ -85,6 +116,13 @@ _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _canonical = msgspec.json.Encoder(decimal_format="string", order="sorted").encode
 
 
+class Supported(NamedTuple):
+    """What a gateway can do, of all that is defined here."""
+
+    actions: frozenset[str]
+    order_types: frozenset[str]
+
+
 class Received(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A message, read. `order_id` is None when no order can be named by it; `request` is None when `reasons`
     speak against it. `category`: `malformed` (not understood) or `refused` (understood, not allowed)."""
@@ -119,10 +157,11 @@ def content_of(request: OrderRequest) -> str:
     return hashlib.sha256(_canonical(fields)).hexdigest()
 
 
-def read_order(payload: bytes, account: str = "") -> Received:
+def read_order(payload: bytes, account: str = "", supported: Supported | None = None) -> Received:
     """What the bytes of an order message say, and every reason why they cannot be acted on.
 
-    `account`: the login this gateway serves; a body that names another is refused.
+    `account`: the login this gateway serves; a body that names another is refused. `supported`: what the gateway
+    can do; None for everything.
     """
     raw = raw_of(payload)
     try:
@@ -137,25 +176,75 @@ def read_order(payload: bytes, account: str = "") -> Received:
     request = reader.request(order_id or "")
     if reader.reasons or order_id is None:
         return _outcome(reader, raw, order_id, None, "malformed")
-    problems = _objections(request, account)
+    problems = _objections(request, account, supported)
     reader.reasons.extend(problems)
     return _outcome(reader, raw, order_id, request, "refused" if problems else "")
 
 
-def _objections(request: OrderRequest, account: str) -> list[str]:
+def _objections(request: OrderRequest, account: str, supported: Supported | None) -> list[str]:
+    """What speaks against an understood request, whatever the broker would say."""
     problems = []
-    if request.action not in _SUPPORTED_ACTIONS:
+    if supported is not None and request.action not in supported.actions:
         return [f"action {request.action!r} is not supported by this version"]
-    if request.order_type not in _SUPPORTED_TYPES:
+    if supported is not None and request.order_type and request.order_type not in supported.order_types:
         problems.append(f"order_type {request.order_type!r} is not supported by this version")
-    for name, price in (("price", request.price), ("sl", request.sl), ("tp", request.tp)):
+    for name in ("price", "stop_limit_price", "sl", "tp"):
+        price = getattr(request, name)
         if price is not None and price < 0:
             problems.append(f"{name} {price} is negative")
     if request.volume is not None and request.volume <= 0:
         problems.append(f"volume {request.volume} must be more than 0 lots")
     if request.account is not None and account and request.account != account:
         problems.append(f"account {shorten(request.account)!r} is not the account {account} of this gateway")
+    if request.target_order_id == request.order_id:
+        problems.append("target_order_id is the order itself")
+    if request.position_id is not None and request.position_id == request.position_by_id:
+        problems.append("position_id and position_by_id are the same position")
     return problems
+
+
+def _incomplete(given: dict[str, Any]) -> list[str]:
+    """Which fields of the action are missing, contradict each other or belong to another action."""
+    action = given.get("action", "open")
+    allowed = _FIELDS_OF[action] | _ANY
+    reasons = [f"{name} does not belong to action {action}" for name in given if name not in allowed]
+    required: tuple[str, ...] = ()
+    if action == "open":
+        required = ("symbol", "order_type", "volume")
+        order_type = given.get("order_type", "buy")
+        if order_type not in MARKET_TYPES:
+            required += ("price",)
+            if order_type.endswith("_stop_limit"):
+                required += ("stop_limit_price",)
+        if "stop_limit_price" in given and "stop_limit_price" not in required:
+            reasons.append(f"stop_limit_price does not belong to order_type {order_type}")
+        if order_type in MARKET_TYPES and ("expires_at" in given or given.get("time_in_force", "")[:1] == "s"):
+            reasons.append(f"an expiration does not belong to order_type {order_type}")
+    elif action == "close_by":
+        required = ("position_id", "position_by_id")
+    else:
+        reasons += _target_reasons(action, given)
+    reasons += [f"{name} is missing" for name in required if name not in given]
+    if given.get("time_in_force", "").startswith("specified") and "expires_at" not in given:
+        reasons.append("expires_at is missing")
+    if "expires_at" in given and given.get("time_in_force") in ("gtc", "day"):
+        reasons.append(f"expires_at does not belong to time_in_force {given['time_in_force']}")
+    return reasons
+
+
+def _target_reasons(action: str, given: dict[str, Any]) -> list[str]:
+    named = [name for name in _TARGETS[action] if name in given]
+    if len(named) != 1:
+        either = " or ".join(_TARGETS[action])
+        return [f"{either} is missing" if not named else f"only one of {', '.join(named)} may be given"]
+    if action != "modify":
+        return []
+    reasons = []
+    if not any(name in given for name in _CHANGES):
+        reasons.append(f"nothing to modify: none of {', '.join(_CHANGES)} is given")
+    if named == ["position_id"]:
+        reasons += [f"{name} does not belong to a position" for name in _CHANGES[2:] if name in given]
+    return reasons
 
 
 def _hopeless(raw: Raw, reason: str) -> Received:
@@ -193,11 +282,8 @@ class _Reader:
             read = _FIELDS.get(name)
             if read is not None:
                 self._attempt(values, name, read)
-        action = values.get("action", "open")
-        if action == "open" and not self.reasons:
-            for required in ("symbol", "order_type", "volume"):
-                if values.get(required) is None:
-                    self.reasons.append(f"{required} is missing")
+        if not self.reasons:
+            self.reasons += _incomplete(values)
         return OrderRequest(**values)
 
     def _attempt(self, values: dict[str, Any], name: str, read: Any) -> None:
@@ -275,6 +361,11 @@ def _time(name: str, token: bytes) -> datetime:
     return when
 
 
+def _expiry(name: str, token: bytes) -> str:
+    """ISO 8601 in UTC, so that equal times are equal content."""
+    return _time(name, token).astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
 def _target(name: str, token: bytes) -> str:
     return parse_order_id(_text(name, token, limit=None))
 
@@ -293,5 +384,5 @@ _FIELDS: Final[dict[str, Any]] = (
     | dict.fromkeys(_TEXTS, _text)
     | dict.fromkeys(_TIMES, _time)
     | dict.fromkeys(_CHOICES, _choice)
-    | {"symbol": _symbol, "target_order_id": _target, "audit": _audit}
+    | {"expires_at": _expiry, "symbol": _symbol, "target_order_id": _target, "audit": _audit}
 )

@@ -4,7 +4,7 @@ from datetime import datetime
 from decimal import Decimal
 
 from ledger.facts import Fact, OrderRequest, Raw
-from ledger.trade import ZERO, CheckResult, Deal, TradeRequest, TradeResult
+from ledger.trade import ZERO, BrokerOrder, CheckResult, Deal, Position, TargetImage, TradeRequest, TradeResult
 
 
 class OrderRequested(Fact, frozen=True, kw_only=True, gc=False, tag="order.requested"):
@@ -49,11 +49,13 @@ class OrderRefused(Fact, frozen=True, kw_only=True, gc=False, tag="order.refused
 
 
 class OrderStale(Fact, frozen=True, kw_only=True, gc=False, tag="order.stale"):
-    """Too old to be sent: `age_s` exceeded `limit_s`, or `valid_until` has passed (then `limit_s` is 0)."""
+    """Too old to be sent. `cause`: `age` (since it was created, before the first send), `life` (before a later one)
+    or `valid_until`, which passed `age_s` ago (then `limit_s` is 0). Version 1 had no `cause`."""
 
     age_s: Decimal
     limit_s: Decimal
     symbol: str = ""
+    cause: str = ""
 
 
 class OrderChecked(Fact, frozen=True, kw_only=True, gc=False, tag="order.checked"):
@@ -66,10 +68,12 @@ class OrderChecked(Fact, frozen=True, kw_only=True, gc=False, tag="order.checked
 
 
 class SendStarted(Fact, frozen=True, kw_only=True, gc=False, tag="order.send_started"):
-    """The intent, durable before the effect: the request exactly as it will be sent."""
+    """The intent, durable before the effect: the request exactly as it will be sent. `before`: what it acts on, as
+    it was then; a close, modify or cancel is proven against it."""
 
     attempt: int
     request: TradeRequest
+    before: TargetImage | None = None
 
 
 class BrokerAnswered(Fact, frozen=True, kw_only=True, gc=False, tag="order.broker_answered"):
@@ -92,6 +96,31 @@ class SendAbandoned(Fact, frozen=True, kw_only=True, gc=False, tag="order.send_a
     reason: str
 
 
+class RetryScheduled(Fact, frozen=True, kw_only=True, gc=False, tag="order.retry_scheduled"):
+    """The attempt failed and another one follows, not before `not_before` (`delay_s` after this)."""
+
+    attempt: int
+    delay_s: Decimal
+    not_before: datetime
+    reason: str
+    retcode: int = 0
+    retcode_name: str = ""
+    symbol: str = ""
+
+
+class OrderParked(Fact, frozen=True, kw_only=True, gc=False, tag="order.parked"):
+    """It cannot be traded now (market closed, frozen, trading disabled): tried again after `recheck_s`, until it is
+    too old."""
+
+    attempt: int
+    recheck_s: Decimal
+    not_before: datetime
+    reason: str
+    retcode: int = 0
+    retcode_name: str = ""
+    symbol: str = ""
+
+
 class OutcomeUnknown(Fact, frozen=True, kw_only=True, gc=False, tag="order.outcome_unknown"):
     """The attempt may or may not have taken effect. Only evidence or an operator's word ends this."""
 
@@ -112,7 +141,9 @@ class OutcomeProbed(Fact, frozen=True, kw_only=True, gc=False, tag="order.outcom
 
 
 class OutcomeResolved(Fact, frozen=True, kw_only=True, gc=False, tag="order.outcome_resolved"):
-    """How an unknown outcome ended: `found` or `absent`, by `evidence`, with what proves it."""
+    """How an unknown outcome ended: `found`, `absent`, `superseded` (what it acted on has moved on, and it cannot act
+    any more) or `abandoned` (an operator's word only). `by`: `probe` or `operator`; who that was stands in the
+    envelope. `evidence` says it in words, the records are what the broker showed."""
 
     attempt: int
     resolution: str
@@ -120,10 +151,31 @@ class OutcomeResolved(Fact, frozen=True, kw_only=True, gc=False, tag="order.outc
     evidence: str
     order_ticket: int = 0
     symbol: str = ""
+    orders: tuple[BrokerOrder, ...] = ()
+    history: tuple[BrokerOrder, ...] = ()
+    positions: tuple[Position, ...] = ()
+    deals: tuple[Deal, ...] = ()
 
 
-class Fill(Fact, frozen=True, kw_only=True, gc=False):
-    """A deal of ours. `remaining_volume` counts after this fill; `requested_price` is None when none was asked."""
+class OrderPlaced(Fact, frozen=True, kw_only=True, gc=False, tag="order.placed"):
+    """The broker holds the order as a working one, under `order_ticket`."""
+
+    symbol: str
+    side: str
+    order_ticket: int
+    order_type: str = ""
+    volume: Decimal = ZERO
+    price: Decimal = ZERO
+    stop_limit_price: Decimal = ZERO
+    sl: Decimal = ZERO
+    tp: Decimal = ZERO
+    attempts: int = 1
+    retcode: int = 0
+    retcode_name: str = ""
+
+
+class DealFact(Fact, frozen=True, kw_only=True, gc=False):
+    """A deal of ours. `remaining_volume` counts after this deal; `requested_price` is None when none was asked."""
 
     symbol: str
     side: str
@@ -152,12 +204,85 @@ class Fill(Fact, frozen=True, kw_only=True, gc=False):
     raw: Deal | None = None
 
 
+class Fill(DealFact, frozen=True, kw_only=True, gc=False):
+    """A deal seen for the first time: what upstream hears of as a fill, once."""
+
+
 class OrderPartiallyFilled(Fill, frozen=True, kw_only=True, gc=False, tag="order.partially_filled"):
     """A fill that leaves volume open."""
 
 
 class OrderFilled(Fill, frozen=True, kw_only=True, gc=False, tag="order.filled"):
     """The fill that completes the order."""
+
+
+class FillCorrected(DealFact, frozen=True, kw_only=True, gc=False, tag="order.fill_corrected"):
+    """A provisional fill, as the deal itself tells it: completed by its costs, or corrected. `corrects` is the
+    version of the fill in this stream."""
+
+    corrects: int
+    was_volume: Decimal
+    was_price: Decimal
+
+
+class FillCostsChanged(Fact, frozen=True, kw_only=True, gc=False, tag="order.fill_costs_changed"):
+    """Costs of a known deal changed after it (a broker books commission or swap late): the new totals."""
+
+    deal: int
+    fill_version: int
+    commission: Decimal
+    swap: Decimal
+    fee: Decimal
+    profit: Decimal
+    symbol: str = ""
+
+
+class OrderModified(Fact, frozen=True, kw_only=True, gc=False, tag="order.modified"):
+    """The working order, or the position this order opened, has other values now. `by`: the order id of the request
+    that changed it; empty when it was changed elsewhere."""
+
+    symbol: str
+    order_ticket: int = 0
+    position_id: int = 0
+    price: Decimal = ZERO
+    stop_limit_price: Decimal = ZERO
+    sl: Decimal = ZERO
+    tp: Decimal = ZERO
+    expiration: int = 0
+    by: str = ""
+
+
+class OrderCancelled(Fact, frozen=True, kw_only=True, gc=False, tag="order.cancelled"):
+    """The broker cancelled the order, or what remained of it. `by` as in OrderModified."""
+
+    symbol: str
+    order_ticket: int
+    filled_volume: Decimal
+    remaining_volume: Decimal
+    reason: str = ""
+    by: str = ""
+
+
+class OrderExpired(Fact, frozen=True, kw_only=True, gc=False, tag="order.expired"):
+    """The working order, or what remained of it, reached its expiration at the broker."""
+
+    symbol: str
+    order_ticket: int
+    filled_volume: Decimal
+    remaining_volume: Decimal
+
+
+class RequestCompleted(Fact, frozen=True, kw_only=True, gc=False, tag="order.completed"):
+    """A request that makes no deal (modify, cancel) took effect on its target."""
+
+    symbol: str
+    action: str
+    order_ticket: int = 0
+    position_id: int = 0
+    target_order_id: str = ""
+    attempts: int = 1
+    retcode: int = 0
+    retcode_name: str = ""
 
 
 class OrderRejected(Fact, frozen=True, kw_only=True, gc=False, tag="order.rejected"):
@@ -201,11 +326,20 @@ OrderEvent = (
     | SendStarted
     | BrokerAnswered
     | SendAbandoned
+    | RetryScheduled
+    | OrderParked
     | OutcomeUnknown
     | OutcomeProbed
     | OutcomeResolved
+    | OrderPlaced
     | OrderPartiallyFilled
     | OrderFilled
+    | FillCorrected
+    | FillCostsChanged
+    | OrderModified
+    | OrderCancelled
+    | OrderExpired
+    | RequestCompleted
     | OrderRejected
     | OrderFailed
     | AnomalyDetected

@@ -22,18 +22,36 @@ ACTION_CLOSE_BY: Final = 10
 # ENUM_ORDER_TYPE
 TYPE_BUY: Final = 0
 TYPE_SELL: Final = 1
+ORDER_TYPES: Final = (
+    "buy",
+    "sell",
+    "buy_limit",
+    "sell_limit",
+    "buy_stop",
+    "sell_stop",
+    "buy_stop_limit",
+    "sell_stop_limit",
+    "close_by",
+)
 # ENUM_ORDER_TYPE_FILLING
 FILLING_FOK: Final = 0
 FILLING_IOC: Final = 1
 FILLING_RETURN: Final = 2
 FILLING_BOC: Final = 3
-# ENUM_ORDER_STATE, the ones that end an order without a further deal
+# ENUM_ORDER_STATE
+ORDER_STATE_STARTED: Final = 0
 ORDER_STATE_PLACED: Final = 1
 ORDER_STATE_CANCELED: Final = 2
 ORDER_STATE_PARTIAL: Final = 3
 ORDER_STATE_FILLED: Final = 4
 ORDER_STATE_REJECTED: Final = 5
 ORDER_STATE_EXPIRED: Final = 6
+# Started, placed, partly filled, and the three that wait for the server to add, change or cancel it.
+WORKING_STATES: Final = frozenset({0, 1, 3, 7, 8, 9})
+# ENUM_DEAL_REASON
+DEAL_REASON_EXPERT: Final = 3
+# Return codes whose meaning the domain itself needs
+RETCODE_DONE_PARTIAL: Final = 10010
 
 
 class TradeRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
@@ -154,3 +172,11 @@ class Position(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_default
     symbol: str = ""
     comment: str = ""
     external_id: str = ""
+
+
+class TargetImage(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """What a request acts on, as the broker showed it: a position (a second one for close-by), or a working order."""
+
+    position: Position | None = None
+    position_by: Position | None = None
+    order: BrokerOrder | None = None

@@ -90,9 +90,13 @@ def order_hash(order_id: str) -> int:
     return int.from_bytes(hashlib.sha256(order_id.encode()).digest()[:7], "big") >> 1
 
 
+# The attempt has 8 bits of the magic.
+MAX_ATTEMPT: Final = 255
+
+
 def magic_of(order_id: str, attempt: int) -> int:
     """The `magic` of one attempt: 55 bits of the order's hash, 8 bits of the attempt; always below 2**63."""
-    if not 0 < attempt < 256:
+    if not 0 < attempt <= MAX_ATTEMPT:
         raise Refused(f"attempt {attempt} is outside 1 to 255")
     return order_hash(order_id) << 8 | attempt
 

@@ -185,7 +185,7 @@ def test_an_intent_is_the_request_as_it_will_be_sent():
 @pytest.mark.parametrize("past", [(receive(),), ready, (*sending, not_sent())])
 def test_what_is_not_at_the_broker_can_be_refused_expired_or_given_up(past):
     attempts = given(*past).order.attempt
-    refused, stale = RefuseOrder(reasons=("halted",)), ExpireOrder(age_s=Decimal(31), limit_s=Decimal(30))
+    refused, stale = RefuseOrder(reasons=("halted",)), ExpireOrder(age_s=Decimal(31), limit_s=Decimal(30), cause="age")
     given(*past).when(refused).then(OrderRefused(reasons=("halted",), category="refused", symbol="EURUSD"))
     given(*past).when(stale).then(OrderStale(age_s=Decimal(31), limit_s=Decimal(30), symbol="EURUSD"))
     given(*past).when(GiveUp(reason="enough")).then(
@@ -199,7 +199,7 @@ def test_what_is_not_at_the_broker_can_be_refused_expired_or_given_up(past):
 def test_what_may_be_at_the_broker_cannot_be_refused_expired_given_up_or_checked(past):
     for command in (
         RefuseOrder(reasons=("halted",)),
-        ExpireOrder(age_s=Decimal(31), limit_s=Decimal(30)),
+        ExpireOrder(age_s=Decimal(31), limit_s=Decimal(30), cause="age"),
         GiveUp(reason="enough"),
         check(),
         check(passed=False, retcode=10019),
@@ -348,7 +348,7 @@ def test_a_sell_is_filled_by_a_selling_deal():
         ((*sending, answer("fatal")), "rejected"),
         ((*sending, not_sent()), "ready"),
         ((*sending, not_sent(), RefuseOrder(reasons=("halted",))), "refused"),
-        ((*sending, not_sent(), ExpireOrder(age_s=Decimal(301), limit_s=Decimal(300))), "stale"),
+        ((*sending, not_sent(), ExpireOrder(age_s=Decimal(301), limit_s=Decimal(300), cause="life")), "stale"),
     ],
 )
 def test_a_deal_that_comes_against_our_conclusion_is_believed_and_flagged(past, name):
@@ -507,7 +507,7 @@ commands = st.one_of(
         deals=deals,
     ),
     st.just(RefuseOrder(reasons=("halted",))),
-    st.just(ExpireOrder(age_s=Decimal(31), limit_s=Decimal(30))),
+    st.just(ExpireOrder(age_s=Decimal(31), limit_s=Decimal(30), cause="age")),
     st.just(GiveUp(reason="enough")),
 )
 lives = st.lists(commands, max_size=25).map(lambda rest: [receive(), *rest])

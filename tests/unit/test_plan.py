@@ -43,7 +43,7 @@ retrying = (*sending, not_sent())
         ((*lost, evidence()), End()),
         ((receive(), check(passed=False, retcode=10019)), End()),
         ((receive(), RefuseOrder(reasons=("halted",))), End()),
-        ((receive(), ExpireOrder(age_s=Decimal(31), limit_s=Decimal(30))), End()),
+        ((receive(), ExpireOrder(age_s=Decimal(31), limit_s=Decimal(30), cause="age")), End()),
         ((receive(volume="NaN"),), End()),
     ],
 )

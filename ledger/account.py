@@ -1,0 +1,63 @@
+"""PURE: the state of the trading account, folded from its stream: connection, halts, configuration.
+
+A halt stands until its own source lifts it: a new configuration never lifts what an operator ordered.
+"""
+
+from typing import Final, assert_never
+
+import msgspec
+
+from ledger.account_events import (
+    AccountConnected,
+    AccountDisconnected,
+    AccountEvent,
+    AccountReconciled,
+    ConfigurationAccepted,
+    ConfigurationRefused,
+    ExternalDealObserved,
+    LoginRefused,
+    SnapshotTaken,
+    TradingHalted,
+    TradingResumed,
+)
+
+HALT_SOURCES: Final = ("operator", "configuration", "limit", "heartbeat")
+
+
+class Account(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """`halts`: those in force, at most one of each source, in the order they came."""
+
+    version: int = 0
+    connected: bool = False
+    refused: str = ""
+    halts: tuple[TradingHalted, ...] = ()
+    config_version: str = ""
+
+    @property
+    def halted(self) -> str:
+        """Why nothing may open or add to a position, in one line; empty when nothing is halted."""
+        return "; ".join(f"{halt.source}: {halt.reason}" for halt in self.halts)
+
+
+def evolve_account(account: Account, event: AccountEvent) -> Account:
+    """The state after the event."""
+    changes: dict[str, object] = {"version": account.version + 1}
+    match event:
+        case AccountConnected():
+            changes |= {"connected": True, "refused": ""}
+        case AccountDisconnected():
+            changes["connected"] = False
+        case LoginRefused():
+            changes |= {"connected": False, "refused": event.reason}
+        case TradingHalted():
+            others = tuple(halt for halt in account.halts if halt.source != event.source)
+            changes["halts"] = (*others, event)
+        case TradingResumed():
+            changes["halts"] = tuple(halt for halt in account.halts if halt.source != event.source)
+        case ConfigurationAccepted():
+            changes["config_version"] = event.version
+        case ExternalDealObserved() | ConfigurationRefused() | AccountReconciled() | SnapshotTaken():
+            pass
+        case _:
+            assert_never(event)
+    return msgspec.structs.replace(account, **changes)

@@ -1,0 +1,104 @@
+"""PURE: the events that tell how an order stands at the broker or how it ended, built from what is known of it."""
+
+from ledger.order import Order
+from ledger.order_events import (
+    OrderCancelled,
+    OrderEvent,
+    OrderExpired,
+    OrderFailed,
+    OrderPlaced,
+    OrderRejected,
+    OutcomeUnknown,
+    RequestCompleted,
+)
+from ledger.trade import (
+    ORDER_STATE_CANCELED,
+    ORDER_STATE_EXPIRED,
+    ORDER_STATE_REJECTED,
+    ORDER_TYPES,
+    ZERO,
+    BrokerOrder,
+    TradeResult,
+)
+from ledger.values import plain
+
+
+def unknown(order: Order, code: int, reason: str) -> OutcomeUnknown:
+    return OutcomeUnknown(attempt=order.attempt, code=code, reason=reason, symbol=order.symbol)
+
+
+def failed(order: Order, reason: str, category: str = "fatal") -> OrderFailed:
+    return OrderFailed(symbol=order.symbol, category=category, reason=reason, attempts=order.attempt)
+
+
+def placed(order: Order, ticket: int, retcode: int = 0, retcode_name: str = "") -> OrderPlaced:
+    sent = order.sent
+    return OrderPlaced(
+        symbol=order.symbol,
+        side="sell" if sent is not None and sent.type % 2 else "buy",
+        order_ticket=ticket,
+        order_type=ORDER_TYPES[sent.type] if sent is not None and sent.type < len(ORDER_TYPES) else "",
+        volume=sent.volume if sent else order.volume,
+        price=sent.price if sent else ZERO,
+        stop_limit_price=sent.stoplimit if sent else ZERO,
+        sl=sent.sl if sent else ZERO,
+        tp=sent.tp if sent else ZERO,
+        attempts=order.attempt,
+        retcode=retcode,
+        retcode_name=retcode_name,
+    )
+
+
+def completed(order: Order, result: TradeResult | None = None, retcode_name: str = "") -> RequestCompleted:
+    request, sent, before = order.request, order.sent, order.before
+    return RequestCompleted(
+        symbol=order.symbol,
+        action=order.action,
+        order_ticket=sent.order if sent else 0,
+        position_id=before.position.identifier if before and before.position else (sent.position if sent else 0),
+        target_order_id=(request.target_order_id if request else None) or "",
+        attempts=order.attempt,
+        retcode=result.retcode if result else 0,
+        retcode_name=retcode_name,
+    )
+
+
+def cancelled(order: Order, ticket: int, reason: str, by: str = "") -> OrderCancelled:
+    return OrderCancelled(
+        symbol=order.symbol,
+        order_ticket=ticket or order.order_ticket,
+        filled_volume=order.filled_volume,
+        remaining_volume=plain(order.remaining),
+        reason=reason,
+        by=by,
+    )
+
+
+def ended_at_broker(order: Order, shown: BrokerOrder, by: str = "") -> list[OrderEvent]:
+    match shown.state:
+        case state if state == ORDER_STATE_CANCELED:
+            return [cancelled(order, shown.ticket, "cancelled at the broker" if not by else "", by)]
+        case state if state == ORDER_STATE_EXPIRED:
+            return [
+                OrderExpired(
+                    symbol=order.symbol,
+                    order_ticket=shown.ticket,
+                    filled_volume=order.filled_volume,
+                    remaining_volume=plain(order.remaining),
+                )
+            ]
+        case state if state == ORDER_STATE_REJECTED and not order.filled_volume:
+            return [
+                OrderRejected(
+                    symbol=order.symbol,
+                    retcode=order.answer_retcode,
+                    retcode_name=order.answer_name,
+                    category="fatal",
+                    description=f"the broker rejected its order {shown.ticket} later",
+                    attempts=order.attempt,
+                )
+            ]
+        case state if state == ORDER_STATE_REJECTED:
+            return [cancelled(order, shown.ticket, "the broker rejected the rest", by)]
+        case _:
+            return []
