@@ -26,13 +26,14 @@ from nats.aio.client import Client
 
 from gateway.broker import Account, LoginRefused, TerminalError
 from gateway.bus import OrderBus
-from gateway.config import OFF, Settings, safe_url
+from gateway.config import OFF, Settings, described, safe_url, version_of
 from gateway.embedded import NatsServer, ProjectionProcess, StartFailed, free_port
 from gateway.outbox import Outbox
 from gateway.submit import Submitter
 from gateway.terminal import TerminalProcess, TerminalStatus
 from gateway.terminal_child import TerminalSettings
-from ledger.account_events import AccountConnected, AccountDisconnected
+from ledger.account_events import AccountConnected, AccountDisconnected, ConfigurationAccepted
+from ledger.account_events import LoginRefused as LoginRefusal
 from ledger.errors import LedgerError
 from ledger.events import account_stream
 from ledger.store import EventStore, open_store, sqlite_path
@@ -111,9 +112,16 @@ class Service:
         projections = await self._start_projections()
         trade, query = self._terminals()
         connection, account, _ = await _together(self._connect_nats(), trade.connect(), query.connect())
-        ledger = await Ledger.open(store, login=account.login, server=account.server, clock=utc_now, build=BUILD)
+        version, digest = version_of(settings)
+        ledger = await Ledger.open(
+            store, login=account.login, server=account.server, clock=utc_now, build=BUILD, config_version=version
+        )
         self._later("ledger", ledger.close)
         self._failures.append(ledger.failure)
+        accepted = ConfigurationAccepted(
+            version=version, origin="flags, environment, defaults", digest=digest, settings=described(settings)
+        )
+        ledger.append(account_stream(account.login), accepted, Cause(actor="gateway"))
         ledger.append(account_stream(account.login), _connected(account, settings), Cause(actor="gateway"))
         self._tell_ledger(store, ledger)
         self._tell_terminal(account)
@@ -294,11 +302,14 @@ class Service:
             if ledger.failure.done():
                 return
             with contextlib.suppress(LedgerError):
-                if status.state in ("down", "refused"):
-                    event = AccountDisconnected(
-                        login=account.login, server=account.server, reason=status.text or status.state
+                if status.state == "down":
+                    gone = AccountDisconnected(login=account.login, server=account.server, reason=status.text or "down")
+                    ledger.append(account_stream(account.login), gone, Cause(actor="gateway"))
+                elif status.state == "refused":
+                    refused = LoginRefusal(
+                        login=account.login, server=account.server, code=status.code, reason=status.text
                     )
-                    ledger.append(account_stream(account.login), event, Cause(actor="gateway"))
+                    ledger.append(account_stream(account.login), refused, Cause(actor="gateway"))
                 elif status.state == "connected":
                     connected = _connected(account, self._settings)
                     ledger.append(account_stream(account.login), connected, Cause(actor="gateway"))

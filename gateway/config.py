@@ -4,6 +4,7 @@ Every problem is reported at once, with the name of the variable. Secrets come f
 kept in `Secret`, which prints as dots wherever it is formatted.
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -81,6 +82,30 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def settle_s(self) -> float:
         """How long after the first complete probe an absence is proof: nothing can arrive any more."""
         return self.not_after_s + self.call_deadline_s + self.server_timeout_s + 0.5
+
+
+def described(settings: Settings) -> dict[str, str]:
+    """Every setting by its path, as text for the record. Of a secret only whether it is set; of a URL what may be
+    shown."""
+    found: dict[str, str] = {}
+    for name in Settings.__struct_fields__:
+        value = getattr(settings, name)
+        if isinstance(value, Policy):
+            found |= {f"policy.{field}": str(getattr(value, field)) for field in Policy.__struct_fields__}
+        elif isinstance(value, Secret):
+            shown = safe_url(value.reveal()) if name.endswith("_url") else ""
+            found[name] = shown if shown not in ("", "(unreadable)") else repr(value)
+        elif value is not None:
+            found[name] = str(value)
+    return found
+
+
+def version_of(settings: Settings) -> tuple[str, str]:
+    """The version of the settings that stands in every event (12 digits of their digest), and the digest: SHA-256
+    over what `described` says, so the same settings have the same version everywhere."""
+    text = "\n".join(f"{name}={value}" for name, value in sorted(described(settings).items()))
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return digest[:12], digest
 
 
 def _number(kind: type, low: float, high: float) -> Callable[[str], Any]:

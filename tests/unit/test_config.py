@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config import VARIABLES, ConfigurationError, Secret, load, safe_url
+from gateway.config import VARIABLES, ConfigurationError, Secret, described, load, safe_url, version_of
 
 
 def test_without_anything_everything_is_embedded(tmp_path):
@@ -71,3 +71,19 @@ def test_a_secret_never_shows_itself(tmp_path):
 )
 def test_an_address_is_shown_without_its_secrets(url, shown):
     assert safe_url(url) == shown
+
+
+def test_the_settings_for_the_record_hold_no_secret_and_change_their_version_with_every_value():
+    env = {
+        "NATS_URL": "nats://me:hush-1@bus:4222",
+        "LEDGER_URL": "postgresql://me:hush-2@db/ledger",
+        "CLICKHOUSE_URL": "http://me:hush-3@rows:8123",
+        "CLICKHOUSE_PASSWORD": "hush-4",
+        "MT5_PASSWORD": "hush-5",
+    }
+    settings = load({}, env)
+    assert "hush" not in str(described(settings))
+    assert described(settings)["nats_url"] == "nats://bus:4222"
+    assert described(settings)["mt5_password"] == "••••"
+    assert version_of(settings) == version_of(load({}, env | {"MT5_PASSWORD": "another"}))
+    assert version_of(settings) != version_of(load({}, env | {"MAX_ORDER_AGE_S": "31"}))
