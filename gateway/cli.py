@@ -15,6 +15,7 @@ import orjson
 import structlog
 
 from gateway.cli_bench import bench
+from gateway import cli_ledger
 from gateway.cli_common import Failure, data_option, failures, json_option, print_json, settings_of
 from gateway.config import OFF, Secret, Settings
 
@@ -82,25 +83,6 @@ def submit(file: Any, data: str | None, as_json: bool, timeout_s: float) -> None
     else:
         print_outcome(outcome)
     sys.exit(0 if outcome.get("event") in ("order.filled", "order.partially_filled") else 3)
-
-
-@cli.command()
-@click.argument("order_id")
-@data_option
-@json_option
-def history(order_id: str, data: str | None, as_json: bool) -> None:
-    """Every event of one order, as the ledger holds it."""
-    from gateway.show import history_of, print_history
-
-    settings = settings_of({"data": data})
-    with failures():
-        events = history_of(settings, order_id)
-    if not events:
-        raise Failure(f"no order {order_id!r} in this ledger: check the id, or name its data folder by --data")
-    if as_json:
-        print_json(events)
-    else:
-        print_history(order_id, events)
 
 
 @cli.command()
@@ -208,6 +190,7 @@ def _ask_folder(settings: Settings, query: str, asked: str) -> "Answer":
 
 
 cli.add_command(bench)
+cli.add_command(cli_ledger.history)
 
 
 def main() -> None:

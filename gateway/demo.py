@@ -23,12 +23,11 @@ from rich.table import Table
 from gateway.client import News, NoAnswer, connect, order_id_of, publish, running
 from gateway.config import Settings, load
 from gateway.embedded import StartFailed
+from gateway.history import history_of, print_history
 from gateway.show import (
     ask_http,
     console,
-    history_of,
     outcome_line,
-    print_history,
     progress_bar,
     rows_table,
     verify_ledger,
@@ -94,7 +93,7 @@ def run_demo(keep: Path | None, *, as_json: bool, agree: Callable[[Settings], Ag
         out.print()
         out.print(_outcomes_table(report))
         out.print()
-        print_history("demo-01", history_of(settings, "demo-01"))
+        print_history(history_of(settings, "demo-01"))
         _show_clickhouse(settings, out)
         agreed, lines = _until_agreed(agree, settings)
         verification = verify_ledger(settings, progress=False)

@@ -1,4 +1,4 @@
-"""What people see of a ledger on the command line: an order's story, an outcome, a verification, a table."""
+"""What people see on the command line: an outcome, a verification, a table. And the ledger they ask."""
 
 import time
 import urllib.error
@@ -6,7 +6,6 @@ import urllib.parse
 import urllib.request
 from base64 import b64encode
 from collections.abc import Iterator
-from datetime import datetime
 from typing import Any, Final
 
 import msgspec
@@ -20,28 +19,8 @@ from rich.table import Table
 from gateway.client import NoAnswer, running
 from gateway.config import Settings, safe_url
 from ledger.errors import LedgerError
-from ledger.events import Event, Recorded, decode, order_stream
-from ledger.order_events import (
-    AnomalyDetected,
-    BrokerAnswered,
-    ConflictReceived,
-    DuplicateReceived,
-    Fill,
-    OrderChecked,
-    OrderFailed,
-    OrderRefused,
-    OrderRejected,
-    OrderRequested,
-    OrderStale,
-    OutcomeProbed,
-    OutcomeResolved,
-    OutcomeUnknown,
-    SendAbandoned,
-    SendStarted,
-)
 from ledger.seal import Verification, verify
 from ledger.store import EventStore, open_store
-from ledger.values import Refused, parse_order_id
 
 SQL_TIMEOUT_S: Final = 60.0
 WIDE: Final = 200
@@ -60,110 +39,6 @@ def open_ledger(settings: Settings) -> EventStore:
     if found is not None and url == f"sqlite:///{settings.data / 'ledger.db'}":
         url = str(found["ledger_url"])
     return open_store(url, readonly=True)
-
-
-# --- history ----------------------------------------------------------------------------------------------------
-
-
-def history_of(settings: Settings, order_id: str) -> list[dict[str, Any]]:
-    """The events of an order as stored, oldest first, with stream, version and topic; none for an unknown order."""
-    try:
-        parse_order_id(order_id)
-    except Refused as refused:
-        raise LedgerError(str(refused)) from None
-    store = open_ledger(settings)
-    try:
-        found = store.stream(order_stream(order_id))
-    finally:
-        store.close()
-    return [_whole(recorded) for recorded in found]
-
-
-def _whole(recorded: Recorded) -> dict[str, Any]:
-    stored: dict[str, Any] = orjson.loads(recorded.state)
-    return {
-        "stream": recorded.stream,
-        "version": recorded.version,
-        "topic": recorded.topic,
-        "told": describe(decode(recorded).data),
-    } | stored
-
-
-def print_history(order_id: str, events: list[dict[str, Any]]) -> None:
-    days = sorted({event["recorded_at"][:10] for event in events})
-    title = f"order {escape(order_id)}, {' to '.join(dict.fromkeys((days[0], days[-1])))}"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("seq", justify="right", style="dim")
-    table.add_column("recorded (UTC)", no_wrap=True)
-    table.add_column("+ms", justify="right", style="dim")
-    table.add_column("event", style="bold", no_wrap=True)
-    table.add_column("what", overflow="fold")
-    first = None
-    for event in events:
-        at = datetime.fromisoformat(event["recorded_at"])
-        first = first or at
-        table.add_row(
-            str(event["seq"]),
-            f"{at:%H:%M:%S.%f}" if len(days) == 1 else f"{at:%m-%d %H:%M:%S.%f}",
-            f"{(at - first).total_seconds() * 1e3:.1f}",
-            event["topic"].removeprefix("order."),
-            escape(event["told"]),
-        )
-    console().print(table)
-
-
-def describe(event: Event) -> str:
-    """An event in a few words."""
-    match event:
-        case OrderRequested(request=None):
-            return f"a message of {event.raw.size} bytes that could not be read as an order"
-        case OrderRequested(request=request) if request is not None:
-            told = f"{request.order_type} {request.volume} {request.symbol}"
-            parts = [
-                f"{name} {value}" for name in ("price", "sl", "tp") if (value := getattr(request, name)) is not None
-            ]
-            return " ".join([told, *parts])
-        case OrderRefused():
-            return f"{event.category}: {'; '.join(event.reasons)}"
-        case OrderStale():
-            return f"{event.age_s} s old, limit {event.limit_s} s"
-        case OrderChecked(passed=True):
-            return f"order_check passed, margin {event.result.margin if event.result else '?'}"
-        case OrderChecked():
-            return f"order_check did not pass: {event.problem or event.retcode_name}"
-        case SendStarted(request=request):
-            return f"attempt {event.attempt}, magic {request.magic}, comment {request.comment}"
-        case BrokerAnswered(result=result):
-            deal = f", order {result.order}, deal {result.deal}" if result.order else ""
-            return f"{result.retcode} {event.retcode_name} ({event.verdict}){deal}, {event.latency_s * 1000:.1f} ms"
-        case SendAbandoned():
-            return f"attempt {event.attempt} did not reach the broker: {event.reason}"
-        case OutcomeUnknown():
-            return f"attempt {event.attempt}: {event.reason}"
-        case OutcomeProbed():
-            seen = "traces found" if event.found else "nothing found"
-            return f"attempt {event.attempt}: {seen}{'' if event.complete else ', incomplete'} {event.reason}"
-        case OutcomeResolved():
-            return f"{event.resolution} by {event.by}: {event.evidence}"
-        case Fill():
-            costs = f", commission {event.commission}" if event.commission else ""
-            left = f", {event.remaining_volume} left" if event.remaining_volume else ""
-            return (
-                f"{event.side} {event.volume} {event.symbol} at {event.price}, deal {event.deal}, "
-                f"position {event.position_id}{costs}{left}"
-            )
-        case OrderRejected():
-            return f"{event.retcode} {event.retcode_name} ({event.category}): {event.description}"
-        case OrderFailed():
-            return f"{event.category}: {event.reason}"
-        case DuplicateReceived():
-            return f"repetition {event.number}; the order is {event.status}"
-        case ConflictReceived():
-            return "the same order_id with other content: refused"
-        case AnomalyDetected():
-            return f"{event.kind}: {event.detail}"
-        case _:
-            return ""
 
 
 # --- outcome ----------------------------------------------------------------------------------------------------

@@ -34,6 +34,8 @@ PURE = {
     "ledger/errors.py": set(),
     "projections/rows.py": {"collections", "datetime", "decimal", "typing", "msgspec", "json", "hashlib"},
     "gateway/messages.py": {"datetime", "decimal", "typing", "msgspec"},
+    "gateway/times.py": {"datetime", "typing", "msgspec"},
+    "gateway/describe.py": {"collections", "datetime", "decimal", "typing", "msgspec"},
     "gateway/retcodes.py": {"enum", "typing", "msgspec"},
 }
 FORBIDDEN_CALLS = {"now", "utcnow", "today", "time", "monotonic", "uuid4", "random", "open", "print", "input"}
