@@ -191,6 +191,7 @@ def _ask_folder(settings: Settings, query: str, asked: str) -> "Answer":
 
 cli.add_command(bench)
 cli.add_command(cli_ledger.history)
+cli.add_command(cli_ledger.orders)
 
 
 def main() -> None:

@@ -1,8 +1,10 @@
-"""`order-ledger history`: what compliance asks the ledger. It only reads, also while `serve` runs."""
+"""`order-ledger history | orders`: what compliance asks the ledger. All of them only read, also while
+`serve` runs."""
 
 import sys
 
 import click
+import orjson
 
 from gateway.cli_common import Failure, data_option, failures, json_option, print_json, settings_of
 
@@ -39,3 +41,48 @@ def history(order_id: str, as_of: str | None, raw: bool, data: str | None, as_js
         print_json(found.as_json())
     else:
         print_history(found)
+
+
+@click.command()
+@click.option("--open", "open_only", is_flag=True, help="Only orders that have not ended.")
+@click.option("--state", "states", metavar="S[,S…]", multiple=True, help="Only orders in one of these states.")
+@click.option("--since", metavar="TIME", help=f"Only orders created from then on ({_TIME}).")
+@click.option("--until", metavar="TIME", help="Only orders created before then (a date includes that day).")
+@click.option("--symbol", metavar="X", default="", help="Only orders of this symbol.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="The newest N (0 for all; default 100 in a table, all with --json).",
+)
+@data_option
+@json_option
+def orders(
+    open_only: bool,
+    states: tuple[str, ...],
+    since: str | None,
+    until: str | None,
+    symbol: str,
+    limit: int | None,
+    data: str | None,
+    as_json: bool,
+) -> None:
+    """Which orders there are and where they stand, oldest first. --json prints one line for each."""
+    from gateway.orders import TABLE_ROWS, Query, list_orders, parse_statuses, print_orders, row_json
+    from gateway.times import parse_span
+
+    settings = settings_of({"data": data})
+    with failures():
+        query = Query(
+            created=parse_span(since, until),
+            statuses=parse_statuses(states),
+            open_only=open_only,
+            symbol=symbol,
+            limit=limit if limit is not None else 0 if as_json else TABLE_ROWS,
+        )
+        rows, total = list_orders(settings, query, progress=not as_json)
+    if as_json:
+        for row in rows:
+            sys.stdout.buffer.write(orjson.dumps(row_json(row), option=orjson.OPT_APPEND_NEWLINE))
+    else:
+        print_orders(rows, total)
