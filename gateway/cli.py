@@ -192,6 +192,7 @@ def _ask_folder(settings: Settings, query: str, asked: str) -> "Answer":
 cli.add_command(bench)
 cli.add_command(cli_ledger.history)
 cli.add_command(cli_ledger.orders)
+cli.add_command(cli_ledger.export)
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-"""`order-ledger history | orders`: what compliance asks the ledger. All of them only read, also while
+"""`order-ledger history | orders | export`: what compliance asks the ledger. All of them only read, also while
 `serve` runs."""
 
 import sys
+from pathlib import Path
 
 import click
 import orjson
@@ -86,3 +87,50 @@ def orders(
             sys.stdout.buffer.write(orjson.dumps(row_json(row), option=orjson.OPT_APPEND_NEWLINE))
     else:
         print_orders(rows, total)
+
+
+@click.command()
+@click.option("--since", metavar="TIME", help=f"Events recorded from then on ({_TIME}).")
+@click.option("--until", metavar="TIME", help="Events recorded before then (a date includes that day).")
+@click.option("--format", "format", type=click.Choice(["jsonl", "parquet"]), default="jsonl", show_default=True)
+@click.option("--output", metavar="FILE", default="-", help="The file to write; - is standard output (jsonl only).")
+@click.option("--order", "order_id", metavar="ORDER_ID", default="", help="Only events of this order.")
+@click.option("--force", is_flag=True, help="Replace the file if it exists.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Search for the span instead of reading the whole ledger: right as long as the clock of the service never "
+    "went back by more than a day.",
+)
+@data_option
+@json_option
+def export(
+    since: str | None,
+    until: str | None,
+    format: str,
+    output: str,
+    order_id: str,
+    force: bool,
+    quick: bool,
+    data: str | None,
+    as_json: bool,
+) -> None:
+    """Write all events of a span of time to a file, in the order of the ledger.
+
+    Spans that meet (--until of one is --since of the next) leave no event out and hold none twice. With --json the
+    summary is JSON; it goes to standard error when the events go to standard output.
+    """
+    from gateway.export import Wanted, print_exported
+    from gateway.export import export as run
+    from gateway.times import parse_span
+
+    path = None if output == "-" else Path(output).expanduser()
+    if format == "parquet" and path is None:
+        raise Failure("Parquet is no text for standard output: name a file by --output")
+    settings = settings_of({"data": data})
+    with failures():
+        wanted = Wanted(
+            span=parse_span(since, until), order_id=order_id, format=format, output=path, force=force, quick=quick
+        )
+        done = run(settings, wanted, progress=not as_json and (path is not None or not sys.stdout.isatty()))
+    print_exported(done, as_json=as_json)
