@@ -49,8 +49,8 @@ _ACTIONS: Final = {
     ACTION_DEAL: "",
     ACTION_PENDING: "",
     ACTION_SLTP: "set sl and tp",
-    ACTION_MODIFY: "modify order",
-    ACTION_REMOVE: "remove order",
+    ACTION_MODIFY: "modify",
+    ACTION_REMOVE: "remove",
     ACTION_CLOSE_BY: "close by",
 }
 _TICKETS: Final = ("position_id", "position_by_id", "order_ticket")
@@ -187,7 +187,7 @@ def _fields(value: msgspec.Struct, depth: int = 0) -> str:
     told = []
     for field in msgspec.structs.fields(value):
         one = getattr(value, field.name)
-        if one is None or one == "" or one == () or (not field.required and one == field.default):
+        if one is None or one in ("", (), {}) or (not field.required and one == field.default):
             continue
         told.append(f"{field.name.replace('_', ' ')} {_text(one, depth)}")
     return ", ".join(told)

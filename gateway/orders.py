@@ -74,22 +74,24 @@ def parse_statuses(texts: Sequence[str]) -> frozenset[Status]:
     return frozenset(map(Status, names))
 
 
-def list_orders(settings: Settings, query: Query, *, progress: bool) -> tuple[list[OrderRow], int]:
+def list_orders(
+    settings: Settings, query: Query, *, progress: bool, keep_ended: int = KEEP_ENDED
+) -> tuple[list[OrderRow], int]:
     """The orders asked for, oldest first, and how many there were before the limit. Raises LedgerError."""
     store = open_ledger(settings)
     try:
-        found = sorted(_collect(store, query, progress=progress), key=lambda row: row.seq)
+        found = sorted(_collect(store, query, keep_ended, progress=progress), key=lambda row: row.seq)
     finally:
         store.close()
     return (found[-query.limit :] if query.limit else found), len(found)
 
 
-def _collect(store: EventStore, query: Query, *, progress: bool) -> Iterator[OrderRow]:
+def _collect(store: EventStore, query: Query, keep_ended: int, *, progress: bool) -> Iterator[OrderRow]:
     sealed = last_seal(store)
     if sealed is None:
         return
     head, seal = sealed
-    orders = _Orders(store, query, head.seq)
+    orders = _Orders(store, query, head.seq, keep_ended)
     # What is open needs no more than the orders open at the checkpoint and those that were touched since.
     after = seal.checkpoint if query.open_only else 0
     with progress_bar("reading orders", head.seq - after, shown=progress) as advance:
@@ -117,8 +119,9 @@ class _Orders:
     if it is wanted at all. One that is heard of again after that is read again from its stream.
     """
 
-    def __init__(self, store: EventStore, query: Query, head: int) -> None:
+    def __init__(self, store: EventStore, query: Query, head: int, keep_ended: int) -> None:
         self._store, self._query, self._head = store, query, head
+        self._keep_ended = keep_ended
         self._open: dict[str, OrderFold] = {}
         self._ended: OrderedDict[str, OrderFold] = OrderedDict()
         self._rows: dict[str, OrderRow] = {}
@@ -162,7 +165,7 @@ class _Orders:
             self._open[stream] = fold
             return
         self._ended[stream] = fold
-        if len(self._ended) > KEEP_ENDED:
+        if len(self._ended) > self._keep_ended:
             stream, fold = self._ended.popitem(last=False)
             row = _row(fold)
             if self._query.wants(row):

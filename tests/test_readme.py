@@ -63,13 +63,28 @@ def test_serve_stands_in_the_readme_as_the_tour_starts_it():
 
 def test_the_commands_of_the_tour_work_one_after_the_other(tour):
     told = [line for line in commands() if not line.startswith(("make", "order-ledger serve"))]
-    assert [line.split()[1] for line in told[1:]] == ["submit", "history", "sql", "verify", "history", "orders", "export"]
+    assert [line.split()[1] for line in told[1:]] == [
+        "submit",
+        "history",
+        "sql",
+        "verify",
+        "history",
+        "orders",
+        "export",
+    ]
     output = ""
     for command in told:
         done = shell(command, tour.folder.parent)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         output += done.stdout
-    for expected in ("ord_12345: filled", "send_started", "fill_price", "sound", "as of 2099-12-31", "events.parquet: "):
+    for expected in (
+        "ord_12345: filled",
+        "send_started",
+        "fill_price",
+        "sound",
+        "as of 2099-12-31",
+        "events.parquet: ",
+    ):
         assert expected in output
 
 
