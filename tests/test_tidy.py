@@ -30,7 +30,7 @@ PURE = {
     "ledger/outcomes.py": set(),
     "ledger/decide.py": {"datetime", "decimal", "typing", "msgspec"},
     "ledger/plan.py": {"datetime", "decimal", "typing", "msgspec"},
-    "ledger/seal.py": {"hashlib", "collections", "typing", "msgspec"},
+    "ledger/seal.py": {"hashlib", "struct", "collections", "typing", "msgspec"},
     "ledger/errors.py": set(),
     "projections/rows.py": {"collections", "datetime", "decimal", "typing", "msgspec", "json", "hashlib"},
     "gateway/messages.py": {"datetime", "decimal", "typing", "msgspec"},
