@@ -40,7 +40,7 @@ def check_segment(proof: dict, trusted: list, events: list, seals: list, head: d
         der = bytes.fromhex("302a300506032b6570032100") + key
         for name, content in (("key", der), ("text", head["text"].encode()), ("sig", signature)):
             pathlib.Path(folder, name).write_bytes(content)
-        command = "openssl pkeyutl -verify -pubin -keyform DER -rawin -inkey key -in text -sigfile sig".split(" ")
+        command = "openssl pkeyutl -verify -pubin -keyform DER -rawin -inkey key -in text -sigfile sig".split()
         need(not subprocess.run(command, cwd=folder, capture_output=True).returncode, "the signature does not hold")
     return f"seal {seq} signed {head['text'].split()[-1]} by key {hashlib.sha256(key).hexdigest()[:16]}"
 

@@ -14,8 +14,8 @@ import click
 import orjson
 import structlog
 
-from gateway.cli_bench import bench
 from gateway import cli_ledger
+from gateway.cli_bench import bench
 from gateway.cli_common import Failure, data_option, failures, json_option, print_json, settings_of
 from gateway.config import OFF, Secret, Settings
 
