@@ -1,16 +1,13 @@
 # python check_proof.py proof.json [trusted.pem …]: needs Python 3.10 and OpenSSL 3, nothing else; see proofs.md.
 import base64, hashlib, json, pathlib, struct, subprocess, sys, tempfile  # noqa: E401, I001
 
-
 def need(condition: object, problem: str) -> object:
     return condition or sys.exit(f"NOT PROVEN: {problem}")
-
 
 def digest_of(kind: bytes, seq: int, stream: str, version: int, topic: str, state: str) -> bytes:
     a, b, c = stream.encode(), topic.encode(), state.encode()
     form = f">cQI{len(a)}sQI{len(b)}sI{len(c)}s"
     return hashlib.sha256(struct.pack(form, kind, seq, len(a), a, version, len(b), b, len(c), c)).digest()
-
 
 def check_segment(proof: dict, trusted: list, events: list, seals: list, head: dict) -> str:
     chain = [json.loads(seal["state"])["data"] for seal in seals]
@@ -44,7 +41,6 @@ def check_segment(proof: dict, trusted: list, events: list, seals: list, head: d
         need(not subprocess.run(command, cwd=folder, capture_output=True).returncode, "the signature does not hold")
     return f"seal {seq} signed {head['text'].split()[-1]} by key {hashlib.sha256(key).hexdigest()[:16]}"
 
-
 def check(text: str, trusted: list) -> str:
     proof = json.loads(text)
     need(json.dumps(proof, indent=1, ensure_ascii=False) + "\n" == text, "it is not in the form it was written in")
@@ -53,7 +49,6 @@ def check(text: str, trusted: list) -> str:
     need(proof["format"] == "order-ledger proof v1", "it is of another format")
     *_, head = [check_segment(proof, trusted, **segment) for segment in proof["segments"]]
     return f"{len(versions)} events of order {proof['order_id']} in ledger {proof['ledger_id']}, {head}"
-
 
 if __name__ == "__main__":
     try:
