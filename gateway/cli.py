@@ -16,6 +16,7 @@ import structlog
 
 from gateway import cli_ledger
 from gateway.cli_bench import bench
+from gateway.cli_backup import backup, restore
 from gateway.cli_common import Failure, data_option, failures, json_option, print_json, settings_of
 from gateway.config import OFF, Secret, Settings
 
@@ -200,6 +201,8 @@ cli.add_command(bench)
 cli.add_command(cli_ledger.history)
 cli.add_command(cli_ledger.orders)
 cli.add_command(cli_ledger.export)
+cli.add_command(backup)
+cli.add_command(restore)
 
 
 def main() -> None:
