@@ -15,8 +15,8 @@ import orjson
 import structlog
 
 from gateway import cli_ledger
-from gateway.cli_bench import bench
 from gateway.cli_backup import backup, restore
+from gateway.cli_bench import bench
 from gateway.cli_common import Failure, data_option, failures, json_option, print_json, settings_of
 from gateway.config import OFF, Secret, Settings
 
