@@ -253,21 +253,22 @@ def _output(store: EventStore, wanted: Wanted) -> Iterator[IO[bytes]]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         _check(path, store, force=wanted.force)
-        with part.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        _check(path, store, force=wanted.force)
-        part.replace(path)
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        try:
+            with part.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            _check(path, store, force=wanted.force)
+            part.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink()
     except OSError as error:
         reason = error.strerror or error
         raise CannotExport(f"cannot write {path}: {reason}. Name a file that can be written by --output") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
 
 
 def _check(path: Path, store: EventStore, *, force: bool) -> None:

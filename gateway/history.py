@@ -14,7 +14,7 @@ from gateway.describe import describe, targeted_by, targets_of
 from gateway.show import console, open_ledger
 from gateway.times import iso, with_iso_times
 from ledger.errors import LedgerDamaged, LedgerError
-from ledger.events import Envelope, Recorded, decode, order_stream
+from ledger.events import Envelope, Event, Recorded, decode, order_stream
 from ledger.order import Order, evolve
 from ledger.trade import ZERO
 from ledger.values import Refused, parse_order_id, plain
@@ -39,18 +39,17 @@ def _damaged(recorded: Recorded, problem: str) -> LedgerDamaged:
 class OrderFold:
     """One order, folded from its stored events in their order: its state, and what readers ask beside it.
 
-    `outcome` is the event that stands as the outcome so far, in words; `first` and `last_at` tell when it began and
-    was last heard of.
+    `first_at` and `last_at` tell when it began and was last heard of.
     """
 
-    __slots__ = ("_deals", "first_at", "first_seq", "last_at", "order", "outcome")
+    __slots__ = ("_deals", "_outcome", "first_at", "first_seq", "last_at", "order")
 
     def __init__(self, order_id: str) -> None:
         self.order = Order(order_id=order_id)
         self.first_seq = 0
         self.first_at: datetime | None = None
         self.last_at: datetime | None = None
-        self.outcome = ""
+        self._outcome: Event | None = None
         self._deals: dict[int, tuple[Decimal, Decimal]] = {}
 
     def take(self, recorded: Recorded) -> Envelope:
@@ -65,11 +64,16 @@ class OrderFold:
             self.first_seq, self.first_at = recorded.seq, envelope.recorded_at
         self.last_at = envelope.recorded_at
         if self.order.outcome_version == self.order.version:
-            self.outcome = describe(event)
+            self._outcome = event
         # Whatever tells a deal with volume and price: a fill, or the correction of one.
         if hasattr(event, "deal") and hasattr(event, "price") and hasattr(event, "volume"):
             self._deals[event.deal] = (event.volume, event.price)
         return envelope
+
+    @property
+    def outcome(self) -> str:
+        """The event that stands as the outcome so far, in words."""
+        return "" if self._outcome is None else describe(self._outcome)
 
     @property
     def average_price(self) -> Decimal | None:

@@ -53,12 +53,14 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     symbol: str = ""
     limit: int = 0
 
-    def wants(self, row: OrderRow) -> bool:
+    def wants(self, fold: OrderFold) -> bool:
+        order = fold.order
         return (
-            (row.open or not self.open_only)
-            and (not self.statuses or row.status in self.statuses)
-            and (not self.symbol or row.symbol == self.symbol)
-            and self.created.holds(row.created)
+            (order.is_open or not self.open_only)
+            and (not self.statuses or order.status in self.statuses)
+            and (not self.symbol or order.symbol == self.symbol)
+            and fold.first_at is not None
+            and self.created.holds(fold.first_at)
         )
 
 
@@ -149,9 +151,8 @@ class _Orders:
         """Those that are wanted, in no order."""
         yield from self._rows.values()
         for fold in (*self._open.values(), *self._ended.values()):
-            row = _row(fold)
-            if self._query.wants(row):
-                yield row
+            if self._query.wants(fold):
+                yield _row(fold)
 
     def _read(self, stream: str, last_seq: int) -> OrderFold:
         fold = OrderFold(stream.removeprefix("order/"))
@@ -167,9 +168,8 @@ class _Orders:
         self._ended[stream] = fold
         if len(self._ended) > self._keep_ended:
             stream, fold = self._ended.popitem(last=False)
-            row = _row(fold)
-            if self._query.wants(row):
-                self._rows[stream] = row
+            if self._query.wants(fold):
+                self._rows[stream] = _row(fold)
 
 
 def _row(fold: OrderFold) -> OrderRow:

@@ -346,7 +346,7 @@ def test_an_interrupted_export_leaves_no_file_under_the_name(large, tmp_path, nu
     with subprocess.Popen(
         export_command(large, tmp_path / "out", format), stderr=subprocess.PIPE, env=environment()
     ) as process:
-        while not list(tmp_path.glob(".out.*.part")):
+        while not any(part.stat().st_size for part in tmp_path.glob(".out.*.part")):
             assert process.poll() is None
         process.send_signal(number)
         _, said = process.communicate(timeout=30)
