@@ -65,12 +65,13 @@ _ANY: Final = frozenset(
 )
 
 _DECIMALS: Final = ("volume", "price", "stop_limit_price", "sl", "tp")
+# To MetaTrader a ticket of 0 is none: a close of "position 0" would open one.
 _INTEGERS: Final = {
-    "deviation": 1_000_000,
-    "position_id": 2**63 - 1,
-    "position_by_id": 2**63 - 1,
-    "order_ticket": 2**63 - 1,
-    "magic": 2**63 - 1,
+    "deviation": (0, 1_000_000),
+    "position_id": (1, 2**63 - 1),
+    "position_by_id": (1, 2**63 - 1),
+    "order_ticket": (1, 2**63 - 1),
+    "magic": (0, 2**63 - 1),
 }
 _TEXTS: Final = (
     "account",
@@ -174,15 +175,15 @@ def read_order(payload: bytes, account: str = "", supported: Supported | None = 
         reader.reasons.append(f"the message has {len(payload)} bytes, {MAX_RAW} are allowed")
         return _outcome(reader, raw, order_id, None, "malformed")
     request = reader.request(order_id or "")
-    if reader.reasons or order_id is None:
+    malformed = bool(reader.reasons)
+    reader.reasons += _objections(request, account, supported)
+    if malformed:
         return _outcome(reader, raw, order_id, None, "malformed")
-    problems = _objections(request, account, supported)
-    reader.reasons.extend(problems)
-    return _outcome(reader, raw, order_id, request, "refused" if problems else "")
+    return _outcome(reader, raw, order_id, request, "refused" if reader.reasons else "")
 
 
 def _objections(request: OrderRequest, account: str, supported: Supported | None) -> list[str]:
-    """What speaks against an understood request, whatever the broker would say."""
+    """What speaks against a request as far as it is understood, whatever the broker would say."""
     problems = []
     if supported is not None and request.action not in supported.actions:
         return [f"action {request.action!r} is not supported by this version"]
@@ -192,6 +193,10 @@ def _objections(request: OrderRequest, account: str, supported: Supported | None
         price = getattr(request, name)
         if price is not None and price < 0:
             problems.append(f"{name} {price} is negative")
+    if request.action == "modify" or request.order_type not in ("", *MARKET_TYPES):
+        for name in ("price", "stop_limit_price"):
+            if getattr(request, name) == 0:
+                problems.append(f"{name} 0 is no price for a pending order")
     if request.volume is not None and request.volume <= 0:
         problems.append(f"volume {request.volume} must be more than 0 lots")
     if request.account is not None and account and request.account != account:
@@ -203,47 +208,58 @@ def _objections(request: OrderRequest, account: str, supported: Supported | None
     return problems
 
 
-def _incomplete(given: dict[str, Any]) -> list[str]:
-    """Which fields of the action are missing, contradict each other or belong to another action."""
-    action = given.get("action", "open")
+def _incomplete(named: list[str], values: dict[str, Any]) -> list[str]:
+    """Which fields of the action are missing, contradict each other or belong to another action. `named`: all that
+    are given, `values`: those of them that could be read."""
+    action = values.get("action", "open")
     allowed = _FIELDS_OF[action] | _ANY
-    reasons = [f"{name} does not belong to action {action}" for name in given if name not in allowed]
-    required: tuple[str, ...] = ()
+    reasons = [f"{name} does not belong to action {action}" for name in named if name not in allowed]
     if action == "open":
-        required = ("symbol", "order_type", "volume")
-        order_type = given.get("order_type", "buy")
-        if order_type not in MARKET_TYPES:
-            required += ("price",)
-            if order_type.endswith("_stop_limit"):
-                required += ("stop_limit_price",)
-        if "stop_limit_price" in given and "stop_limit_price" not in required:
-            reasons.append(f"stop_limit_price does not belong to order_type {order_type}")
-        if order_type in MARKET_TYPES and ("expires_at" in given or given.get("time_in_force", "")[:1] == "s"):
-            reasons.append(f"an expiration does not belong to order_type {order_type}")
+        reasons += _open_reasons(named, values)
     elif action == "close_by":
-        required = ("position_id", "position_by_id")
+        reasons += _missing(named, "position_id", "position_by_id")
     else:
-        reasons += _target_reasons(action, given)
-    reasons += [f"{name} is missing" for name in required if name not in given]
-    if given.get("time_in_force", "").startswith("specified") and "expires_at" not in given:
-        reasons.append("expires_at is missing")
-    if "expires_at" in given and given.get("time_in_force") in ("gtc", "day"):
-        reasons.append(f"expires_at does not belong to time_in_force {given['time_in_force']}")
+        reasons += _target_reasons(action, named)
+    time_in_force = values.get("time_in_force", "")
+    if time_in_force.startswith("specified"):
+        reasons += _missing(named, "expires_at")
+    if "expires_at" in named and time_in_force in ("gtc", "day"):
+        reasons.append(f"expires_at does not belong to time_in_force {time_in_force}")
     return reasons
 
 
-def _target_reasons(action: str, given: dict[str, Any]) -> list[str]:
-    named = [name for name in _TARGETS[action] if name in given]
-    if len(named) != 1:
-        either = " or ".join(_TARGETS[action])
-        return [f"{either} is missing" if not named else f"only one of {', '.join(named)} may be given"]
-    if action != "modify":
-        return []
+def _missing(named: list[str], *required: str) -> list[str]:
+    return [f"{name} is missing" for name in required if name not in named]
+
+
+def _open_reasons(named: list[str], values: dict[str, Any]) -> list[str]:
+    reasons = _missing(named, "symbol", "order_type", "volume")
+    order_type = values.get("order_type")
+    if order_type is None:  # what else belongs to it cannot be told
+        return reasons
+    if order_type not in MARKET_TYPES:
+        reasons += _missing(named, "price")
+    elif "expires_at" in named or values.get("time_in_force", "").startswith("specified"):
+        reasons.append(f"an expiration does not belong to order_type {order_type}")
+    if order_type.endswith("_stop_limit"):
+        reasons += _missing(named, "stop_limit_price")
+    elif "stop_limit_price" in named:
+        reasons.append(f"stop_limit_price does not belong to order_type {order_type}")
+    return reasons
+
+
+def _target_reasons(action: str, named: list[str]) -> list[str]:
     reasons = []
-    if not any(name in given for name in _CHANGES):
-        reasons.append(f"nothing to modify: none of {', '.join(_CHANGES)} is given")
-    if named == ["position_id"]:
-        reasons += [f"{name} does not belong to a position" for name in _CHANGES[2:] if name in given]
+    targets = [name for name in _TARGETS[action] if name in named]
+    if not targets:
+        reasons.append(f"{' or '.join(_TARGETS[action])} is missing")
+    elif len(targets) > 1:
+        reasons.append(f"only one of {', '.join(targets)} may be given")
+    if action == "modify":
+        if not any(name in named for name in _CHANGES):
+            reasons.append(f"nothing to modify: none of {', '.join(_CHANGES)} is given")
+        if targets == ["position_id"]:
+            reasons += [f"{name} does not belong to a position" for name in _CHANGES[2:] if name in named]
     return reasons
 
 
@@ -277,23 +293,17 @@ class _Reader:
         self.reasons: list[str] = []
 
     def request(self, order_id: str) -> OrderRequest:
+        """What could be read, with a reason for every field that could not, is missing or should not be there."""
         values: dict[str, Any] = {"order_id": order_id}
-        for name in self.wire:
-            read = _FIELDS.get(name)
-            if read is not None:
-                self._attempt(values, name, read)
-        if not self.reasons:
-            self.reasons += _incomplete(values)
+        named = [name for name, token in self.wire.items() if name in _FIELDS and bytes(token) != b"null"]
+        for name in named:
+            try:
+                values[name] = _FIELDS[name](name, bytes(self.wire[name]))
+            except Refused as refused:
+                self.reasons.append(str(refused))
+        if "action" in values or "action" not in named:
+            self.reasons += _incomplete(named, values)
         return OrderRequest(**values)
-
-    def _attempt(self, values: dict[str, Any], name: str, read: Any) -> None:
-        token = bytes(self.wire[name])
-        if token == b"null":
-            return
-        try:
-            values[name] = read(name, token)
-        except Refused as refused:
-            self.reasons.append(str(refused))
 
     def order_id(self) -> str | None:
         if "order_id" not in self.wire:
@@ -335,8 +345,9 @@ def _decimal(name: str, token: bytes) -> Decimal:
 
 def _integer(name: str, token: bytes) -> int:
     number = _text(name, token) if token[:1] == b'"' else token.decode(errors="replace")
-    if not (number.isascii() and number.isdigit() and len(number) <= 19 and int(number) <= _INTEGERS[name]):
-        raise Refused(f"{name} must be a whole number from 0 to {_INTEGERS[name]}, not {shorten(number)!r}")
+    lowest, highest = _INTEGERS[name]
+    if not (number.isascii() and number.isdigit() and len(number) <= 19 and lowest <= int(number) <= highest):
+        raise Refused(f"{name} must be a whole number from {lowest} to {highest}, not {shorten(number)!r}")
     return int(number)
 
 
@@ -358,16 +369,23 @@ def _time(name: str, token: bytes) -> datetime:
         raise Refused(f"{name} must be a time like 2026-01-31T12:00:00Z") from None
     if when.tzinfo is None:
         raise Refused(f"{name} has no time zone")
-    return when
+    try:
+        return when.astimezone(UTC)
+    except OverflowError:
+        raise Refused(f"{name} is outside the years 1 to 9999") from None
 
 
 def _expiry(name: str, token: bytes) -> str:
     """ISO 8601 in UTC, so that equal times are equal content."""
-    return _time(name, token).astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return _time(name, token).isoformat().replace("+00:00", "Z")
 
 
 def _target(name: str, token: bytes) -> str:
-    return parse_order_id(_text(name, token, limit=None))
+    text = _text(name, token, limit=None)
+    try:
+        return parse_order_id(text)
+    except Refused as refused:
+        raise Refused(str(refused).replace("order_id", name, 1)) from None
 
 
 def _audit(name: str, token: bytes) -> dict[str, str]:
