@@ -261,7 +261,7 @@ def test_a_string_that_is_no_plain_number_is_malformed(field, text):
     [
         ("1e400000", "is not a decimal number"),
         ("1E+9999999", "is not a decimal number"),
-        ("9" * 250, "is not a decimal number"),
+        ("9" * 30, "is not a decimal number"),
         ("1e400", "is too large"),
         ("-1e10", "is too large"),
         ("12345678901", "is too large"),
@@ -292,7 +292,8 @@ def test_a_json_number_outside_the_bounds_is_malformed(token, reason):
     ],
 )
 def test_a_number_within_the_bounds_is_plain_however_it_is_written(token, value):
-    assert format(read_order(with_token("sl", token)).request.sl, "f") == value
+    found = read_order(with_token("sl", token)).request.sl
+    assert (format(found, "f"), str(found)) == (value, str(Decimal(value)))
 
 
 @pytest.mark.parametrize("token", ["-0", "-1", "1.0", "1e3", "true", "[]", '"-0"', '"+5"', "1000001"])
