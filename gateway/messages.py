@@ -42,7 +42,8 @@ from ledger.values import plain, subject_token
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The body of a message. `status` is the state seen upstream; `final` says that no other outcome follows.
-    `slippage` is a price, positive when it went against us; `slippage_points` the same in points."""
+    `slippage` is a price, positive when it went against us; `slippage_points` the same in points. `expiration` is in
+    seconds of the broker's own clock, as MetaTrader shows it; 0 is none."""
 
     event: str
     event_id: str
@@ -77,6 +78,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     action: str | None = None
     target_order_id: str | None = None
     by: str | None = None
+    stop_limit_price: Decimal | None = None
+    expiration: int | None = None
     sl: Decimal | None = None
     tp: Decimal | None = None
     next_attempt_at: str | None = None
@@ -140,9 +143,14 @@ def outgoing(recorded: Recorded, envelope: Envelope) -> Outgoing | None:
                 event.symbol,
                 status="PENDING",
                 final=False,
+                action=request.action,
                 side=request.side or None,
+                order_type=request.order_type or None,
                 volume=request.volume,
                 requested_price=request.price,
+                ticket=request.order_ticket,
+                position_id=request.position_id,
+                target_order_id=request.target_order_id,
             )
         case OrderRefused():
             return made(
@@ -156,7 +164,6 @@ def outgoing(recorded: Recorded, envelope: Envelope) -> Outgoing | None:
                 description="; ".join(event.reasons),
             )
         case OrderStale():
-            limit = f"more than {event.limit_s} s" if event.limit_s else "past its valid_until"
             return made(
                 "error",
                 event.symbol,
@@ -164,7 +171,7 @@ def outgoing(recorded: Recorded, envelope: Envelope) -> Outgoing | None:
                 final=True,
                 category="stale",
                 retriable=False,
-                description=f"not sent: {event.age_s} s old, {limit}",
+                description=_stale(event),
             )
         case ConflictReceived():
             return made(
@@ -184,8 +191,8 @@ def outgoing(recorded: Recorded, envelope: Envelope) -> Outgoing | None:
                 final=True,
                 category=event.category,
                 retriable=event.retriable,
-                retcode=event.retcode,
-                retcode_name=event.retcode_name,
+                retcode=event.retcode or None,
+                retcode_name=event.retcode_name or None,
                 description=event.description,
                 advice=event.advice or None,
                 attempts=event.attempts,
@@ -240,6 +247,7 @@ def outgoing(recorded: Recorded, envelope: Envelope) -> Outgoing | None:
                 order_type=event.order_type or None,
                 volume=event.volume,
                 price=event.price or None,
+                stop_limit_price=event.stop_limit_price or None,
                 sl=event.sl or None,
                 tp=event.tp or None,
                 attempts=event.attempts,
@@ -248,6 +256,9 @@ def outgoing(recorded: Recorded, envelope: Envelope) -> Outgoing | None:
             )
         case FillCorrected():
             fields = _fill_fields(event, envelope)
+            if event.volume == event.was_volume:
+                # Another price or other costs leave the order as it is, which may be cancelled meanwhile.
+                del fields["status"], fields["final"]
             return made("order", event.symbol, **fields, was_volume=event.was_volume, was_price=event.was_price)
         case FillCostsChanged():
             return made(
@@ -266,6 +277,9 @@ def outgoing(recorded: Recorded, envelope: Envelope) -> Outgoing | None:
                 ticket=event.order_ticket or None,
                 position_id=event.position_id or None,
                 price=event.price or None,
+                stop_limit_price=event.stop_limit_price or None,
+                # A position has no expiration of its own.
+                expiration=event.expiration if event.order_ticket else None,
                 sl=event.sl,
                 tp=event.tp,
                 by=event.by or None,
@@ -338,6 +352,16 @@ def repeated(recorded: Recorded, envelope: Envelope, standing: Outgoing | None) 
         recorded_at=iso(envelope.recorded_at),
     )
     return Outgoing(standing.subject, message)
+
+
+def _stale(event: OrderStale) -> str:
+    match event.cause:
+        case "valid_until":
+            return f"not sent: its valid_until passed {event.age_s} s ago"
+        case "life":
+            return f"not sent again: {event.age_s} s old, more than the {event.limit_s} s it may live"
+        case _:
+            return f"not sent: {event.age_s} s old, more than {event.limit_s} s"
 
 
 def _fill_fields(fill: DealFact, envelope: Envelope) -> dict[str, object]:

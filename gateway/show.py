@@ -46,7 +46,8 @@ def open_ledger(settings: Settings) -> EventStore:
 
 def print_outcome(outcome: dict[str, Any]) -> None:
     told = outcome_line(outcome)
-    style = "green" if outcome.get("event") in ("order.filled", "order.partially_filled") else "red"
+    good = ("order.placed", "order.partially_filled", "order.filled", "order.completed")
+    style = "green" if outcome.get("event") in good else "red"
     console().print(f"[{style}]{escape(told)}[/]", soft_wrap=True)
 
 
@@ -60,8 +61,13 @@ def outcome_line(outcome: dict[str, Any]) -> str:
             f"{outcome.get('symbol')} at {outcome.get('price')}, deal {outcome.get('deal')}, "
             f"position {outcome.get('position_id')}, commission {outcome.get('commission')}"
         )
+    # What ended without a deal and without an error has a status and no category.
+    kind = outcome.get("category") or str(outcome.get("status", "")).lower()
     retcode = f"{outcome['retcode']} {outcome.get('retcode_name', '')}: " if outcome.get("retcode") else ""
-    return f"{name}: {outcome.get('category')}{again}: {retcode}{outcome.get('description', '')}"
+    by = f"by {outcome['by']}" if outcome.get("by") else ""
+    what = outcome.get("description") or by or outcome.get("action", "")
+    left = f", {outcome['remaining_volume']} not filled" if outcome.get("remaining_volume") else ""
+    return f"{name}: {kind}{again}: {retcode}{what}{left}"
 
 
 # --- sql --------------------------------------------------------------------------------------------------------

@@ -6,7 +6,17 @@ from decimal import Decimal
 
 import msgspec
 
-from ledger.events import WRITER_STREAM, BatchSealed, Envelope, Event, LedgerCreated, Recorded, encode, order_stream
+from ledger.events import (
+    WRITER_STREAM,
+    BatchSealed,
+    Envelope,
+    Event,
+    LedgerCreated,
+    Recorded,
+    encode,
+    order_stream,
+    schema_version,
+)
 from ledger.facts import OrderRequest, Raw
 from ledger.order_events import OrderFilled, OrderPartiallyFilled, OrderRequested
 from ledger.seal import GENESIS, close_seal, leaf_hash, merkle_root
@@ -68,7 +78,7 @@ class History:
         envelope = Envelope(
             seq=seq,
             event_id=f"{self.ledger_id}:{seq}",
-            schema_version=1,
+            schema_version=schema_version(event.topic()),
             recorded_at=self.clock,
             account=str(self.login),
             actor="client",

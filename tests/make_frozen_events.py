@@ -1,9 +1,10 @@
-"""One stored example of every event: what the stored bytes of this version mean, for ever.
+"""Stored examples of every event in every version of its schema: what such bytes mean, for ever.
 
     python -m tests.make_frozen_events
 
-writes the files that are missing, as the writer would store them today. It never overwrites: a file that no longer
-fits the code shows that events stored by an earlier version cannot be read any more, and the code has to give way.
+writes the files that are missing, as the writer stores them (or stored them, for the folder of an older version). It
+never overwrites: a file that no longer fits the code shows that events stored by an earlier version cannot be read any
+more, and the code has to give way. A field that is new in an old event gets a file of its own, named `topic+what`.
 """
 
 from datetime import UTC, datetime
@@ -11,18 +12,49 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Final
 
-from ledger.account_events import AccountConnected, AccountDisconnected, MessageRejected
-from ledger.events import BatchSealed, Checkpointed, Envelope, Event, LedgerCreated, Source, encode
+from ledger.account_events import (
+    AccountConnected,
+    AccountDisconnected,
+    AccountReconciled,
+    ConfigurationAccepted,
+    ConfigurationRefused,
+    Difference,
+    ExternalDealObserved,
+    LoginRefused,
+    MessageRejected,
+    SnapshotTaken,
+    TradingHalted,
+    TradingResumed,
+)
+from ledger.events import (
+    BatchSealed,
+    Checkpointed,
+    Envelope,
+    Event,
+    HeadSigned,
+    LedgerCreated,
+    Source,
+    WriterTookOver,
+    encode,
+    schema_version,
+)
 from ledger.facts import OrderRequest, Raw
 from ledger.order_events import (
     AnomalyDetected,
     BrokerAnswered,
     ConflictReceived,
     DuplicateReceived,
+    FillCorrected,
+    FillCostsChanged,
+    OrderCancelled,
     OrderChecked,
+    OrderExpired,
     OrderFailed,
     OrderFilled,
+    OrderModified,
+    OrderParked,
     OrderPartiallyFilled,
+    OrderPlaced,
     OrderRefused,
     OrderRejected,
     OrderRequested,
@@ -30,12 +62,14 @@ from ledger.order_events import (
     OutcomeProbed,
     OutcomeResolved,
     OutcomeUnknown,
+    RequestCompleted,
+    RetryScheduled,
     SendAbandoned,
     SendStarted,
 )
-from ledger.trade import CheckResult, Deal, TradeRequest, TradeResult
+from ledger.trade import BrokerOrder, CheckResult, Deal, Position, TargetImage, TradeRequest, TradeResult
 
-FOLDER: Final = Path(__file__).parent / "data" / "events" / "v1"
+FOLDER: Final = Path(__file__).parent / "data" / "events"
 _AT: Final = datetime(2026, 3, 1, 12, 0, 0, 123456, UTC)
 _RAW: Final = Raw(size=22, sha256="ab" * 32, text='{"note": "ünïcode \\n"}')
 _REQUEST: Final = OrderRequest(
@@ -118,6 +152,48 @@ _DEAL: Final = Deal(
     comment="ord_1.1a0fd9af1600b3.01",
     external_id="x-1",
 )
+_BROKER_ORDER: Final = BrokerOrder(
+    ticket=903,
+    time_setup_msc=1_772_373_500_001,
+    time_done_msc=1_772_373_600_002,
+    time_expiration=1_772_409_600,
+    type=7,
+    type_time=2,
+    type_filling=1,
+    state=3,
+    magic=1877958915648434945,
+    position_id=901,
+    position_by_id=902,
+    reason=3,
+    volume_initial=Decimal("0.3"),
+    volume_current=Decimal("0.1"),
+    price_open=Decimal("1.10001"),
+    price_stoplimit=Decimal("1.09"),
+    sl=Decimal("1.2"),
+    tp=Decimal("0.9"),
+    symbol="EURUSD",
+    comment="ord_1.1a0fd9af1600b3.01",
+    external_id="x-2",
+)
+_POSITION: Final = Position(
+    ticket=905,
+    identifier=901,
+    time_msc=1_772_373_400_003,
+    time_update_msc=1_772_373_600_004,
+    type=1,
+    magic=1877958915648434945,
+    reason=3,
+    volume=Decimal("0.3"),
+    price_open=Decimal("1.10002"),
+    price_current=Decimal("1.1001"),
+    sl=Decimal("1.2"),
+    tp=Decimal("0.9"),
+    swap=Decimal("-0.01"),
+    profit=Decimal("-2.4"),
+    symbol="EURUSD",
+    comment="ord_1.1a0fd9af1600b3.01",
+    external_id="x-3",
+)
 _FILL: Final = {
     "symbol": "EURUSD",
     "side": "sell",
@@ -148,7 +224,7 @@ _EVENTS: Final[tuple[Event, ...]] = (
     DuplicateReceived(number=100, standing_version=5, standing_topic="order.filled", status="filled"),
     ConflictReceived(content="ef" * 32, raw=_RAW, reasons=("volume: 'NaN' is not a decimal number",), symbol="EURUSD"),
     OrderRefused(reasons=("symbol is empty", "volume is missing"), category="malformed", symbol="EURUSD"),
-    OrderStale(age_s=Decimal("30.001"), limit_s=Decimal("30.0"), symbol="EURUSD"),
+    OrderStale(age_s=Decimal("300.001"), limit_s=Decimal("300.0"), symbol="EURUSD", cause="life"),
     OrderChecked(
         passed=True,
         result=CheckResult(
@@ -174,11 +250,91 @@ _EVENTS: Final[tuple[Event, ...]] = (
         latency_s=Decimal("0.012345"),
     ),
     SendAbandoned(attempt=1, code=-10005, reason="no connection"),
+    RetryScheduled(
+        attempt=1,
+        delay_s=Decimal("4.567"),
+        not_before=datetime(2026, 3, 1, 12, 0, 4, 690456, UTC),
+        reason="requote",
+        retcode=10004,
+        retcode_name="TRADE_RETCODE_REQUOTE",
+        symbol="EURUSD",
+    ),
+    OrderParked(
+        attempt=1,
+        recheck_s=Decimal("5.0"),
+        not_before=datetime(2026, 3, 1, 12, 0, 5, 123456, UTC),
+        reason="market is closed",
+        retcode=10018,
+        retcode_name="TRADE_RETCODE_MARKET_CLOSED",
+        symbol="EURUSD",
+    ),
     OutcomeUnknown(attempt=1, code=-10005, reason="no reply before the deadline", symbol="EURUSD"),
     OutcomeProbed(attempt=1, complete=True, found=False, reason="the terminal is not connected"),
     OutcomeResolved(attempt=1, resolution="found", by="probe", evidence="deal 7", order_ticket=900, symbol="EURUSD"),
+    OrderPlaced(
+        symbol="EURUSD",
+        side="sell",
+        order_ticket=903,
+        order_type="sell_stop_limit",
+        volume=Decimal("0.3"),
+        price=Decimal("1.10001"),
+        stop_limit_price=Decimal("1.09"),
+        sl=Decimal("1.2"),
+        tp=Decimal("0.9"),
+        attempts=2,
+        retcode=10008,
+        retcode_name="TRADE_RETCODE_PLACED",
+    ),
     OrderPartiallyFilled(**_FILL, remaining_volume=Decimal("0.1"), provisional=True, raw=_DEAL),
     OrderFilled(**_FILL, remaining_volume=Decimal(0), provisional=True, raw=_DEAL),
+    FillCorrected(
+        **_FILL,
+        remaining_volume=Decimal("0.1"),
+        provisional=True,
+        raw=_DEAL,
+        corrects=6,
+        was_volume=Decimal("0.2"),
+        was_price=Decimal("1.10001"),
+    ),
+    FillCostsChanged(
+        deal=7,
+        fill_version=6,
+        commission=Decimal("-0.4"),
+        swap=Decimal("-0.02"),
+        fee=Decimal("-0.03"),
+        profit=Decimal("12.45"),
+        symbol="EURUSD",
+    ),
+    OrderModified(
+        symbol="EURUSD",
+        order_ticket=903,
+        position_id=901,
+        price=Decimal("1.10003"),
+        stop_limit_price=Decimal("1.08"),
+        sl=Decimal("1.3"),
+        tp=Decimal("0.8"),
+        expiration=1_772_413_200,
+        by="ord_2",
+    ),
+    OrderCancelled(
+        symbol="EURUSD",
+        order_ticket=903,
+        filled_volume=Decimal("0.1"),
+        remaining_volume=Decimal("0.2"),
+        reason="cancelled at the broker",
+        by="ord_2",
+    ),
+    OrderExpired(symbol="EURUSD", order_ticket=903, filled_volume=Decimal("0.1"), remaining_volume=Decimal("0.2")),
+    RequestCompleted(
+        symbol="EURUSD",
+        action="modify",
+        order_ticket=903,
+        position_id=901,
+        target_order_id="ord_0",
+        attempts=2,
+        retcode=10009,
+        retcode_name="TRADE_RETCODE_DONE",
+    ),
     OrderRejected(
         symbol="EURUSD",
         retcode=10019,
@@ -202,16 +358,113 @@ _EVENTS: Final[tuple[Event, ...]] = (
         broker_utc_offset_s=7200,
     ),
     AccountDisconnected(login=5001, server="Demo", reason="the terminal closed"),
+    LoginRefused(login=5001, server="Demo", code=-6, reason="authorization failed"),
+    ExternalDealObserved(
+        deal=_DEAL,
+        broker_time=datetime(2026, 3, 1, 12, 0, 0, 123000, UTC),
+        broker_utc_offset_s=7200,
+        note="by hand",
+    ),
+    TradingHalted(source="operator", reason="loss of the day", by="ann", cancel_orders=True),
+    TradingResumed(source="operator", reason="checked", by="bob"),
+    ConfigurationAccepted(
+        version="config-2",
+        origin="hub",
+        digest="78" * 32,
+        changed=("policy.max_retries",),
+        settings={"policy.max_retries": "3", "mode": "production"},
+    ),
+    ConfigurationRefused(version="config-3", origin="file", errors=("policy.max_retries: -1 is negative",)),
+    AccountReconciled(
+        trigger="reconnect",
+        positions=2,
+        orders=1,
+        deals=5,
+        differences=(
+            Difference(
+                kind="volume",
+                ours="0.3",
+                brokers="0.2",
+                policy="adopt",
+                order_id="ord_1",
+                order_ticket=903,
+                position_id=901,
+                deal=7,
+                symbol="EURUSD",
+            ),
+        ),
+        deals_since=datetime(2026, 3, 1, 0, 0, tzinfo=UTC),
+    ),
+    SnapshotTaken(
+        currency="EUR",
+        balance=Decimal("10000.55"),
+        equity=Decimal("9998.15"),
+        margin=Decimal("33.3"),
+        margin_free=Decimal("9964.85"),
+        profit=Decimal("-2.4"),
+        positions=(_POSITION,),
+        working_orders=1,
+    ),
     MessageRejected(reasons=("order_id is missing",), raw=_RAW, order_id="a/b", symbol="EURUSD"),
     LedgerCreated(ledger_id="ledger-a", login=5001, server="Demo"),
     Checkpointed(open_orders=("ord_1", "ord_2")),
+    WriterTookOver(epoch=4, host="host-2", pid=4711, displaced="host-1:1234"),
+    HeadSigned(
+        head_seq=41,
+        head_digest="56" * 32,
+        signed_at=_AT,
+        key_id="9a" * 8,
+        public_key="bc" * 32,
+        signature="de" * 64,
+    ),
     BatchSealed(epoch=3, first=40, last=41, checkpoint=30, root="12" * 32, previous="34" * 32, digest="56" * 32),
 )
-EXAMPLES: Final = {
-    event.topic(): Envelope(
+# Examples of fields that came after the first version of an event was stored, or that exclude another value.
+_MORE: Final[dict[str, Event]] = {
+    "v1/order.send_started+before": SendStarted(
+        attempt=2,
+        request=_TRADE_REQUEST,
+        before=TargetImage(
+            position=_POSITION,
+            position_by=Position(ticket=902, identifier=902, volume=Decimal("0.1"), symbol="EURUSD"),
+            order=_BROKER_ORDER,
+        ),
+    ),
+    "v1/order.outcome_resolved+evidence": OutcomeResolved(
+        attempt=1,
+        resolution="found",
+        by="probe",
+        evidence="deal 7",
+        order_ticket=900,
+        symbol="EURUSD",
+        orders=(_BROKER_ORDER,),
+        history=(BrokerOrder(ticket=900, state=4), BrokerOrder(ticket=904, state=2)),
+        positions=(_POSITION,),
+        deals=(_DEAL,),
+    ),
+    "v1/inbox.message_rejected+hex": MessageRejected(
+        reasons=("the message is not a JSON object",), raw=Raw(size=2, sha256="ab" * 32, text="fffe", encoding="hex")
+    ),
+}
+# What an older version wrote. All of it fits today's struct, without the fields that came later.
+_OLD: Final[dict[str, Event]] = {
+    "v1/order.stale": OrderStale(age_s=Decimal("30.001"), limit_s=Decimal("30.0"), symbol="EURUSD"),
+    "v1/order.stale+valid_until": OrderStale(age_s=Decimal("0.25"), limit_s=Decimal(0), symbol="EURUSD"),
+}
+# How that reads today.
+_LIFTED: Final[dict[str, Event]] = {
+    "v1/order.stale": OrderStale(age_s=Decimal("30.001"), limit_s=Decimal("30.0"), symbol="EURUSD", cause="age"),
+    "v1/order.stale+valid_until": OrderStale(
+        age_s=Decimal("0.25"), limit_s=Decimal(0), symbol="EURUSD", cause="valid_until"
+    ),
+}
+
+
+def _stored(name: str, event: Event) -> Envelope:
+    return Envelope(
         seq=42,
         event_id="ledger-a:42",
-        schema_version=1,
+        schema_version=version_of(name),
         recorded_at=_AT,
         account="5001",
         actor="client",
@@ -224,20 +477,39 @@ EXAMPLES: Final = {
         build="1.0.0",
         data=event,
     )
-    for event in _EVENTS
-}
 
 
-def path_of(topic: str) -> Path:
-    return FOLDER / f"{topic}.json"
+def topic_of(name: str) -> str:
+    """The topic of an example: `v1/order.send_started+before` is of `order.send_started`."""
+    return name.partition("/")[2].partition("+")[0]
 
 
-def main() -> None:
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    for topic, envelope in EXAMPLES.items():
-        if not path_of(topic).exists():
-            path_of(topic).write_bytes(encode(envelope))
-            print(f"wrote {path_of(topic)}")
+def version_of(name: str) -> int:
+    return int(name.partition("/")[0].removeprefix("v"))
+
+
+def current(topic: str) -> str:
+    """The name of the example in today's version."""
+    return f"v{schema_version(topic)}/{topic}"
+
+
+def path_of(name: str, folder: Path = FOLDER) -> Path:
+    return folder / f"{name}.json"
+
+
+_ALL: Final = {current(event.topic()): event for event in _EVENTS} | _MORE | _OLD
+# By name: what is stored, and what that means today.
+EXAMPLES: Final = {name: _stored(name, event) for name, event in _ALL.items()}
+READ: Final = EXAMPLES | {name: _stored(name, event) for name, event in _LIFTED.items()}
+
+
+def main(folder: Path = FOLDER) -> None:
+    for name, envelope in EXAMPLES.items():
+        path = path_of(name, folder)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode(envelope))
+            print(f"wrote {path}")
 
 
 if __name__ == "__main__":

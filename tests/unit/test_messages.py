@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from decimal import Decimal
 
+import msgspec
 import orjson
 import pytest
 from hypothesis import given
@@ -10,15 +11,14 @@ from hypothesis import strategies as st
 
 from gateway.messages import encode, iso, outgoing, repeated
 from ledger.account_events import MessageRejected
-from ledger.events import Envelope, Recorded
+from ledger.events import TOPICS, Envelope, Recorded
 from ledger.facts import OrderRequest
 from ledger.intake import raw_of
+from ledger.order import OUTCOMES
 from ledger.order_events import (
-    ConflictReceived,
     DuplicateReceived,
-    OrderChecked,
-    OrderFailed,
     OrderFilled,
+    OrderModified,
     OrderPartiallyFilled,
     OrderRefused,
     OrderRejected,
@@ -26,6 +26,7 @@ from ledger.order_events import (
     OrderStale,
     OutcomeUnknown,
 )
+from tests.make_frozen_events import EXAMPLES, current
 
 AT = datetime(2026, 11, 22, 12, 0, 0, 5, tzinfo=UTC)
 FILL = OrderFilled(
@@ -77,8 +78,6 @@ def test_numbers_are_json_numbers_with_exact_digits():
     [("buy", "1.0813", 0.00005, 5), ("buy", "1.0812", -0.00005, -5), ("sell", "1.0812", 0.00005, 5)],
 )
 def test_slippage_is_positive_when_it_went_against_us(side, price, slippage, points):
-    import msgspec
-
     _, body = told(msgspec.structs.replace(FILL, side=side, price=Decimal(price)))
     assert (body["slippage"], body["slippage_points"]) == (slippage, points)
 
@@ -90,32 +89,358 @@ def test_a_partial_fill_is_not_final():
     assert (body["status"], body["final"], body["remaining_volume"]) == ("PARTIALLY_FILLED", False, 0.02)
 
 
-ERRORS = [
-    (OrderRefused(reasons=("a", "b"), category="refused", symbol="EURUSD"), "refused", True),
-    (OrderStale(age_s=Decimal(31), limit_s=Decimal(30), symbol="EURUSD"), "stale", True),
-    (ConflictReceived(content="x", raw=raw_of(b"{}"), symbol="EURUSD"), "conflict", True),
-    (
-        OrderRejected(
-            symbol="EURUSD",
-            retcode=10019,
-            retcode_name="NO_MONEY",
-            category="fatal",
-            description="No money",
-            attempts=1,
-        ),
-        "fatal",
-        True,
+# --- what goes out for each event ------------------------------------------------------------------------------------
+
+DEAL = {
+    "ticket": 900,
+    "deal": 7,
+    "position_id": 901,
+    "side": "sell",
+    "volume": 0.3,
+    "price": 1.10002,
+    "timestamp": "2026-03-01T12:00:00.123000Z",
+    "broker_time": "2026-03-01T12:00:00.123000Z",
+    "commission": -0.35,
+    "swap": -0.01,
+    "fee": -0.02,
+    "profit": 12.5,
+    "requested_price": 1.10001,
+    "slippage": -0.00001,
+    "slippage_points": -1,
+    "retcode": 10009,
+    "retcode_name": "TRADE_RETCODE_DONE",
+    "attempts": 2,
+    "provisional": True,
+}
+REFUSED = {"retriable": False, "final": True}
+# The examples of the stored events (tests/make_frozen_events.py): kind of the subject, and the fields beside the base.
+TOLD = {
+    "order.conflict_received": (
+        "error",
+        {
+            **REFUSED,
+            "category": "conflict",
+            "reasons": ["volume: 'NaN' is not a decimal number"],
+            "description": "this order_id is taken by an order with other content; the first one stands",
+        },
     ),
-    (OrderFailed(symbol="EURUSD", category="fatal", reason="proven absent"), "fatal", True),
-]
+    "order.refused": (
+        "error",
+        {
+            **REFUSED,
+            "status": "REJECTED",
+            "category": "malformed",
+            "reasons": ["symbol is empty", "volume is missing"],
+            "description": "symbol is empty; volume is missing",
+        },
+    ),
+    "order.stale": (
+        "error",
+        {
+            **REFUSED,
+            "status": "FAILED",
+            "category": "stale",
+            "description": "not sent again: 300.001 s old, more than the 300.0 s it may live",
+        },
+    ),
+    "order.retry_scheduled": (
+        "order",
+        {
+            "status": "PENDING",
+            "final": False,
+            "category": "retriable",
+            "retriable": True,
+            "description": "requote",
+            "attempts": 1,
+            "retcode": 10004,
+            "retcode_name": "TRADE_RETCODE_REQUOTE",
+            "next_attempt_at": "2026-03-01T12:00:04.690456Z",
+        },
+    ),
+    "order.parked": (
+        "order",
+        {
+            "status": "PENDING",
+            "final": False,
+            "category": "retriable",
+            "retriable": True,
+            "description": "market is closed",
+            "attempts": 1,
+            "retcode": 10018,
+            "retcode_name": "TRADE_RETCODE_MARKET_CLOSED",
+            "next_attempt_at": "2026-03-01T12:00:05.123456Z",
+        },
+    ),
+    "order.outcome_unknown": (
+        "order",
+        {
+            "status": "SUBMITTED",
+            "final": False,
+            "category": "unknown",
+            "description": "no reply before the deadline",
+            "attempts": 1,
+            "retcode": -10005,
+        },
+    ),
+    "order.outcome_resolved": ("order", {"final": False, "description": "found: deal 7"}),
+    "order.placed": (
+        "order",
+        {
+            "status": "SUBMITTED",
+            "final": False,
+            "ticket": 903,
+            "side": "sell",
+            "order_type": "sell_stop_limit",
+            "volume": 0.3,
+            "price": 1.10001,
+            "stop_limit_price": 1.09,
+            "sl": 1.2,
+            "tp": 0.9,
+            "attempts": 2,
+            "retcode": 10008,
+            "retcode_name": "TRADE_RETCODE_PLACED",
+        },
+    ),
+    "order.partially_filled": (
+        "fill",
+        DEAL | {"status": "PARTIALLY_FILLED", "final": False, "remaining_volume": 0.1},
+    ),
+    "order.filled": ("fill", DEAL | {"status": "FILLED", "final": True, "remaining_volume": 0}),
+    "order.fill_corrected": (
+        "order",
+        DEAL
+        | {
+            "status": "PARTIALLY_FILLED",
+            "final": False,
+            "remaining_volume": 0.1,
+            "was_volume": 0.2,
+            "was_price": 1.10001,
+        },
+    ),
+    "order.fill_costs_changed": (
+        "order",
+        {"deal": 7, "commission": -0.4, "swap": -0.02, "fee": -0.03, "profit": 12.45},
+    ),
+    "order.modified": (
+        "order",
+        {
+            "ticket": 903,
+            "position_id": 901,
+            "price": 1.10003,
+            "stop_limit_price": 1.08,
+            "sl": 1.3,
+            "tp": 0.8,
+            "expiration": 1_772_413_200,
+            "by": "ord_2",
+        },
+    ),
+    "order.cancelled": (
+        "order",
+        {
+            "status": "CANCELLED",
+            "final": True,
+            "ticket": 903,
+            "remaining_volume": 0.2,
+            "description": "cancelled at the broker",
+            "by": "ord_2",
+        },
+    ),
+    "order.expired": (
+        "order",
+        {
+            "status": "CANCELLED",
+            "final": True,
+            "ticket": 903,
+            "remaining_volume": 0.2,
+            "description": "expired at the broker",
+        },
+    ),
+    "order.completed": (
+        "order",
+        {
+            "status": "COMPLETED",
+            "final": True,
+            "action": "modify",
+            "ticket": 903,
+            "position_id": 901,
+            "target_order_id": "ord_0",
+            "attempts": 2,
+            "retcode": 10009,
+            "retcode_name": "TRADE_RETCODE_DONE",
+        },
+    ),
+    "order.rejected": (
+        "error",
+        {
+            "status": "REJECTED",
+            "final": True,
+            "category": "fatal",
+            "retriable": True,
+            "retcode": 10019,
+            "retcode_name": "TRADE_RETCODE_NO_MONEY",
+            "description": "not enough money",
+            "advice": "add funds",
+            "attempts": 2,
+        },
+    ),
+    "order.failed": (
+        "error",
+        {
+            "status": "FAILED",
+            "final": True,
+            "category": "fatal",
+            "retriable": True,
+            "description": "proven absent",
+            "attempts": 2,
+        },
+    ),
+    "order.anomaly_detected": ("alert", {"description": "late_fill: a deal after failed"}),
+    "inbox.message_rejected": (
+        "error",
+        {
+            **REFUSED,
+            "category": "malformed",
+            "reasons": ["order_id is missing"],
+            "description": "order_id is missing",
+        },
+    ),
+}
+# Of the service itself, or on the way to an outcome: nobody upstream is told.
+SILENT = {
+    "order.requested",  # told when it was accepted; this example was not
+    "order.duplicate_received",  # answered by the standing outcome, see `repeated`
+    "order.checked",
+    "order.send_started",
+    "order.broker_answered",
+    "order.send_abandoned",
+    "order.outcome_probed",
+    "account.connected",
+    "account.disconnected",
+    "account.login_refused",
+    "account.external_deal_observed",
+    "account.halted",
+    "account.resumed",
+    "account.configuration_accepted",
+    "account.configuration_refused",
+    "account.reconciled",
+    "account.snapshot_taken",
+    "writer.ledger_created",
+    "writer.checkpointed",
+    "writer.took_over",
+    "writer.head_signed",
+    "writer.batch_sealed",
+}
 
 
-@pytest.mark.parametrize(("event", "category", "final"), ERRORS, ids=lambda x: getattr(x, "topic", lambda: str(x))())
-def test_an_error_has_a_category_and_is_final(event, category, final):
-    subject, body = told(event)
-    assert (subject, body["category"], body["final"]) == ("broker.error.EURUSD", category, final)
-    assert body["description"]
-    assert body["retriable"] is False
+def told_of(topic):
+    """Subject and body for the stored example of an event."""
+    made = outgoing(Recorded(42, "order/ord_1", 5, topic, b""), EXAMPLES[current(topic)])
+    return (made.subject, orjson.loads(encode(made.message))) if made else None
+
+
+def test_of_every_event_it_is_said_here_what_goes_out():
+    assert TOLD.keys() | SILENT == TOPICS
+    assert not TOLD.keys() & SILENT
+
+
+@pytest.mark.parametrize("topic", sorted(TOLD))
+def test_an_event_goes_out_on_its_subject_with_just_these_fields(topic):
+    kind, fields = TOLD[topic]
+    subject, body = told_of(topic)
+    assert subject == ("broker.alert.anomaly" if kind == "alert" else f"broker.{kind}.EURUSD")
+    assert body == fields | {
+        "event": topic,
+        "event_id": "ledger-a:42",
+        "seq": 42,
+        "stream_version": 5,
+        "account": "5001",
+        "recorded_at": "2026-03-01T12:00:00.123456Z",
+        "order_id": "a/b" if topic == "inbox.message_rejected" else "ord_1",
+        "symbol": "EURUSD",
+        "correlation_id": "corr-1",
+    }
+
+
+@pytest.mark.parametrize("topic", sorted(SILENT))
+def test_what_concerns_nobody_upstream_is_not_told(topic):
+    assert told_of(topic) is None
+
+
+def test_every_outcome_a_duplicate_may_be_answered_with_says_status_and_whether_it_is_final():
+    for kind in OUTCOMES:
+        if kind is not OrderRequested:
+            _, body = told_of(kind.topic())
+            assert body["status"], kind
+            assert body["final"] is (body["status"] not in ("PENDING", "SUBMITTED", "PARTIALLY_FILLED")), kind
+
+
+def test_an_accepted_request_is_pending_and_says_what_it_acts_on():
+    def accepted(**fields):
+        request = OrderRequest(order_id="o-1", **fields)
+        event = OrderRequested(request=request, content="x", raw=raw_of(b"{}"), symbol=request.symbol)
+        subject, body = told(event)
+        assert (body["status"], body["final"]) == ("PENDING", False)
+        names = (
+            "action",
+            "side",
+            "order_type",
+            "volume",
+            "requested_price",
+            "ticket",
+            "position_id",
+            "target_order_id",
+        )
+        return subject, {name: body[name] for name in names if name in body}
+
+    pending = {"symbol": "EURUSD", "order_type": "buy_limit", "volume": Decimal("0.1"), "price": Decimal("1.05")}
+    assert accepted(**pending) == (
+        "broker.order.EURUSD",
+        {"action": "open", "side": "buy", "order_type": "buy_limit", "volume": 0.1, "requested_price": 1.05},
+    )
+    close = accepted(action="close", symbol="EURUSD", position_id=901)
+    assert close[1] == {"action": "close", "position_id": 901}
+    cancel = accepted(action="cancel", symbol="EURUSD", target_order_id="o-0")
+    assert cancel[1] == {"action": "cancel", "target_order_id": "o-0"}
+
+
+def test_a_refused_request_is_told_once_by_its_refusal():
+    request = OrderRequest(order_id="o", symbol="EURUSD", order_type="buy", volume=Decimal(1))
+    assert told(OrderRequested(request=request, content="x", raw=raw_of(b"{}"), accepted=False)) is None
+
+
+@pytest.mark.parametrize(
+    ("cause", "limit_s", "description"),
+    [
+        ("age", 30, "not sent: 31 s old, more than 30 s"),
+        ("life", 30, "not sent again: 31 s old, more than the 30 s it may live"),
+        ("valid_until", 0, "not sent: its valid_until passed 31 s ago"),
+    ],
+)
+def test_a_stale_order_says_which_limit_it_met(cause, limit_s, description):
+    event = OrderStale(age_s=Decimal(31), limit_s=Decimal(limit_s), symbol="EURUSD", cause=cause)
+    assert told(event)[1]["description"] == description
+
+
+def test_a_correction_of_price_or_costs_says_nothing_of_the_state_of_the_order():
+    corrected = EXAMPLES["v1/order.fill_corrected"].data
+    _, body = told(msgspec.structs.replace(corrected, was_volume=corrected.volume))
+    assert not {"status", "final"} & body.keys()
+    assert (body["price"], body["was_price"], body["commission"]) == (1.10002, 1.10001, -0.35)
+
+
+def test_a_stop_that_was_taken_away_is_told_as_0_and_a_position_has_no_expiration():
+    _, body = told(OrderModified(symbol="EURUSD", position_id=901, tp=Decimal("1.2")))
+    assert (body["sl"], body["tp"], body["position_id"]) == (0, 1.2, 901)
+    assert not {"ticket", "price", "stop_limit_price", "expiration", "by"} & body.keys()
+    assert told(OrderModified(symbol="EURUSD", order_ticket=903))[1]["expiration"] == 0
+
+
+def test_a_rejection_without_a_return_code_names_none():
+    event = OrderRejected(symbol="EURUSD", retcode=0, retcode_name="", category="fatal", description="later")
+    assert not {"retcode", "retcode_name"} & told(event)[1].keys()
+
+
+# --- other properties ------------------------------------------------------------------------------------------------
 
 
 def test_a_message_without_an_order_goes_to_the_invalid_subject():
@@ -133,18 +458,6 @@ def test_an_unknown_outcome_is_told_but_not_as_an_end():
         False,
         "TIMEOUT",
     )
-
-
-def test_an_accepted_order_is_pending_and_a_refused_one_is_not_told_twice():
-    request = OrderRequest(order_id="o", symbol="EURUSD", order_type="buy", volume=Decimal(1))
-    accepted = OrderRequested(request=request, content="x", raw=raw_of(b"{}"), symbol="EURUSD")
-    refused = OrderRequested(request=request, content="x", raw=raw_of(b"{}"), symbol="EURUSD", accepted=False)
-    assert told(accepted)[1]["status"] == "PENDING"
-    assert told(refused) is None
-
-
-def test_what_concerns_nobody_upstream_is_not_told():
-    assert told(OrderChecked(passed=True)) is None
 
 
 def test_a_duplicate_is_answered_with_the_standing_outcome_under_its_own_id():

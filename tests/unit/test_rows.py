@@ -19,6 +19,7 @@ from projections.rows import (
     slippage_points_of,
 )
 from tests.history import BEGINNING, History, full_fill, partial_fill
+from tests.make_frozen_events import EXAMPLES, path_of, topic_of, version_of
 
 
 def recorded(event: OrderFilled | OrderPartiallyFilled) -> tuple[Recorded, Envelope]:
@@ -72,6 +73,16 @@ def test_only_fills_make_executions() -> None:
     history = History().orders(1)
     rows = [execution_row(one, decode(one)) for one in history.records]
     assert sum(row is not None for row in rows) == 2
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_every_stored_event_of_every_version_makes_its_row_and_only_a_fill_an_execution(name: str) -> None:
+    topic = topic_of(name)
+    one = Recorded(42, "order/ord_1", 5, topic, path_of(name).read_bytes())
+    row = dict(zip(ORDER_EVENTS, order_event_row(one, decode(one)), strict=True))
+    assert (row["event"], row["schema_version"], row["data"]) == (topic, version_of(name), one.state)
+    made = execution_row(one, decode(one)) is not None
+    assert made is (topic in ("order.filled", "order.partially_filled"))
 
 
 def test_every_event_makes_a_row_with_its_bytes_verbatim() -> None:
