@@ -1,0 +1,482 @@
+"""`order-ledger bench ledger`: how fast the ledger writes, reads, verifies and starts on this machine.
+
+Measured is what the service does: whole lives of orders through the one writer, each step waited for until it is
+durable. Nothing here knows how the writer works inside.
+"""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final, cast
+
+import msgspec
+
+from gateway.bench import (
+    LOGIN,
+    SERVER,
+    BenchRefused,
+    Machine,
+    Meter,
+    Place,
+    PostgresPlace,
+    Spread,
+    SqlitePlace,
+    machine,
+    median,
+    spread,
+    sync_cost,
+    work_folder,
+)
+from ledger.commands import OrderCommand, ReceiveOrder, RecordAnswer, RecordCheck, StartSend
+from ledger.errors import LedgerDamaged, LedgerError, LedgerUnavailable
+from ledger.events import Recorded, decode
+from ledger.intake import read_order
+from ledger.seal import verify
+from ledger.store import PAGE, EventStore
+from ledger.trade import ACTION_DEAL, CheckResult, Deal, TradeRequest, TradeResult
+from ledger.values import comment_of, magic_of
+from ledger.writer import CHECKPOINT_EVERY, Cause, Executed, Ledger
+
+ROUNDS: Final = 3
+LIFE_EVENTS: Final = 5
+MIN_EVENTS: Final = 100
+_LOADED_TOGETHER: Final = 16  # as the service loads the orders of one delivery
+_LIVES_TOGETHER: Final = 100
+_OPEN_AT_MOST: Final = 100
+_READ_AT_MOST: Final = 200_000  # events of one round; the verification reads all there are
+_UNCOVERED_AT_MOST: Final = CHECKPOINT_EVERY - 1_000  # room for the seals
+_CAUSE: Final = Cause(actor="bench")
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What to measure. `seconds` are spent on each number of producers; `events` is the size of the ledger that is
+    read, verified and started on; `folder` None means: among the temporary files."""
+
+    stores: tuple[str, ...] = ("sqlite",)
+    ledger_url: str = ""
+    seconds: float = 3.0
+    producers: tuple[int, ...] = (1, 32, 128)
+    events: int = 1_000_000
+    folder: Path | None = None
+
+
+class Writing(msgspec.Struct, frozen=True, kw_only=True):
+    """One number of producers: medians of the rounds, waits of all of them. Seals are not counted as events.
+    For one producer, `bound_ms` is 1.5 x the bare commit + 0.3 ms, `ratio` the middle wait to it."""
+
+    producers: int
+    rounds: int
+    events: int
+    events_per_s: float
+    commits_per_s: float
+    events_per_commit: float
+    cpu_us_per_event: float
+    wait: Spread
+    bound_ms: float | None = None
+    ratio: float | None = None
+
+
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """Medians of the rounds over so many events, seals included."""
+
+    events: int
+    rounds: int
+    events_per_s: float
+    cpu_us_per_event: float
+
+
+class Starting(msgspec.Struct, frozen=True, kw_only=True):
+    """The time of `Ledger.open`, its files in the system's cache: on a ledger without orders, on one of `events`
+    that was closed, and on that one after its process was lost with `uncovered` events since the last checkpoint
+    and `open_orders`."""
+
+    events: int
+    uncovered: int
+    open_orders: int
+    rounds: int
+    build_s: float
+    empty_ms: float
+    closed_ms: float
+    lost_ms: float
+
+
+class StoreResult(msgspec.Struct, frozen=True, kw_only=True):
+    """`commit`: a transaction of one row without the ledger, None where the sync of a file says it. `verified`: the
+    last seal's digest of the ledger that was measured, all of which holds."""
+
+    store: str
+    version: str
+    commit: Spread | None
+    writing: tuple[Writing, ...]
+    reading: Reading
+    verifying: Reading
+    starting: Starting
+    verified: str
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    at: datetime
+    machine: Machine
+    folder: str
+    sync: Spread
+    stores: tuple[StoreResult, ...]
+
+
+def bench_ledger(plan: Plan, meter: Meter) -> Result:
+    """Runs it, one measurement after the other, and removes everything it made.
+
+    Raises BenchRefused (a ledger is in the way, or the plan measures nothing), LedgerUnavailable, LedgerDamaged
+    (the ledger that was measured does not verify).
+    """
+    if plan.events < MIN_EVENTS or plan.seconds <= 0 or min(plan.producers, default=0) < 1:
+        raise BenchRefused(f"nothing to measure: take at least 1 producer, {MIN_EVENTS} events and some seconds")
+    with work_folder(plan.folder) as folder:
+        found = machine()
+        places: list[Place] = []
+        try:
+            # What is to be refused is refused before anything takes time.
+            for store in plan.stores:
+                places.append(PostgresPlace(plan.ledger_url) if store == "postgresql" else SqlitePlace(folder))
+            meter.begin("the disk", 1)
+            sync = sync_cost(folder)
+            stores = [_measure(place, plan, sync, meter) for place in places]
+        finally:
+            for place in places:
+                place.close()
+        return Result(at=datetime.now(UTC), machine=found, folder=str(folder.parent), sync=sync, stores=tuple(stores))
+
+
+def _measure(place: Place, plan: Plan, sync: Spread, meter: Meter) -> StoreResult:
+    meter.begin(f"{place.name}: one commit", 1)
+    commit = place.commit_cost()
+    writing = []
+    for producers in plan.producers:
+        meter.begin(f"{place.name}: writing, producers: {producers}", ROUNDS + 1)
+        found = asyncio.run(_write(place.fresh(), producers, plan.seconds / ROUNDS, meter))
+        writing.append(_bounded(found, commit or sync) if producers == 1 else found)
+
+    asyncio.run(fill(place.fresh(), 0, meter))
+    empty_ms = _open_ms(place, meter, "empty")
+    meter.begin(f"{place.name}: building a ledger", plan.events)
+    build_s = asyncio.run(fill(place.fresh(), plan.events, meter))
+    reading = _read(place, min(plan.events, _READ_AT_MOST), meter)
+    verifying, head = _verify(place, plan.events, meter)
+    closed_ms = _open_ms(place, meter, "after a stop")
+    uncovered, left_open = min(plan.events, _UNCOVERED_AT_MOST), min(plan.events // 10, _OPEN_AT_MOST)
+    meter.begin(f"{place.name}: losing a writer", uncovered)
+    asyncio.run(_lose(place.again(), uncovered - left_open, left_open, meter))
+    starting = Starting(
+        events=plan.events,
+        uncovered=uncovered,
+        open_orders=left_open,
+        rounds=ROUNDS,
+        build_s=round(build_s, 3),
+        empty_ms=empty_ms,
+        closed_ms=closed_ms,
+        lost_ms=_open_ms(place, meter, "after a loss"),
+    )
+    return StoreResult(
+        store=place.name,
+        version=place.version,
+        commit=commit,
+        writing=tuple(writing),
+        reading=reading,
+        verifying=verifying,
+        starting=starting,
+        verified=head,
+    )
+
+
+# --- the life of an order ---------------------------------------------------------------------------------------
+
+
+def _order_id(ledger: Ledger, number: int) -> str:
+    """A name that no start of the same ledger gives twice."""
+    return f"bench-{ledger.epoch}-{number}"
+
+
+def _received(order_id: str) -> ReceiveOrder:
+    payload = b'{"order_id":"%s","symbol":"EURUSD","order_type":"buy","volume":0.3,"sl":1.05,"tp":1.11}'
+    return ReceiveOrder(received=read_order(payload % order_id.encode()), age_from=datetime.now(UTC))
+
+
+def _sent(order_id: str) -> tuple[RecordCheck, StartSend]:
+    request = TradeRequest(
+        action=ACTION_DEAL,
+        symbol="EURUSD",
+        volume=Decimal("0.3"),
+        price=Decimal("1.08062"),
+        sl=Decimal("1.05"),
+        tp=Decimal("1.11"),
+        deviation=20,
+        magic=magic_of(order_id, 1),
+        comment=comment_of(order_id, 1),
+    )
+    checked = CheckResult(
+        retcode=0, balance=Decimal(10_000), equity=Decimal(10_000), margin=Decimal("4.32"), comment="Done"
+    )
+    return RecordCheck(result=checked, passed=True), StartSend(attempt=1, request=request)
+
+
+def _answered(order_id: str, ticket: int) -> RecordAnswer:
+    volume, price = Decimal("0.3"), Decimal("1.08062")
+    deal = Deal(
+        ticket=ticket,
+        order=ticket,
+        time_msc=1_772_373_600_123,
+        magic=magic_of(order_id, 1),
+        position_id=ticket,
+        volume=volume,
+        price=price,
+        commission=Decimal("-1.05"),
+        symbol="EURUSD",
+        comment=comment_of(order_id, 1),
+    )
+    return RecordAnswer(
+        attempt=1,
+        result=TradeResult(retcode=10009, deal=ticket, order=ticket, volume=volume, price=price, comment="Done"),
+        retcode_name="TRADE_RETCODE_DONE",
+        verdict="success",
+        description="the request was completed",
+        latency_s=Decimal("0.0016"),
+        deals=(deal,),
+        point=Decimal("0.00001"),
+        broker_utc_offset_s=7200,
+    )
+
+
+def _steps(order_id: str, ticket: int) -> Iterator[tuple[OrderCommand, ...]]:
+    """The commands of a life; what stands together becomes durable together."""
+    yield (_received(order_id),)
+    yield _sent(order_id)
+    yield (_answered(order_id, ticket),)
+
+
+def _execute(ledger: Ledger, order_id: str, commands: Sequence[OrderCommand]) -> Executed:
+    """Gives the commands at once; the last one's future says when all of them are durable."""
+    for command in commands[:-1]:
+        ledger.execute(order_id, command, _CAUSE, soon=True)
+    return ledger.execute(order_id, commands[-1], _CAUSE)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------
+
+
+async def _open(store: EventStore) -> Ledger:
+    """The writer; whoever gets it closes it. Interrupted or failed, neither lock nor connection is left open."""
+    opening = asyncio.ensure_future(
+        Ledger.open(store, login=LOGIN, server=SERVER, clock=lambda: datetime.now(UTC), build="bench")
+    )
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        await (await opening).close()
+        raise
+    except LedgerError:
+        store.close()
+        raise
+
+
+class _Round:
+    """What one round of writing came to."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+        self.events = self.commits = 0
+        self.took_s = self.cpu_s = 0.0
+
+
+class _Commits:
+    """Counts the commits of a writer."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.count = 0
+        ledger.tail.on_commit(self._committed)
+
+    def _committed(self) -> None:
+        self.count += 1
+
+
+async def _write(store: EventStore, producers: int, round_s: float, meter: Meter) -> Writing:
+    ledger = await _open(store)
+    numbers, commits = itertools.count(1), _Commits(ledger)
+    rounds = []
+    try:
+        for _ in range(ROUNDS + 1):
+            rounds.append(await _round(ledger, commits, producers, round_s, numbers))
+            meter.step()
+    finally:
+        await ledger.close()
+    measured = rounds[1:]  # the first one warms up
+    return Writing(
+        producers=producers,
+        rounds=len(measured),
+        events=sum(one.events for one in measured),
+        events_per_s=median([one.events / one.took_s for one in measured], 1),
+        commits_per_s=median([one.commits / one.took_s for one in measured], 1),
+        events_per_commit=median([one.events / one.commits for one in measured], 2),
+        cpu_us_per_event=median([one.cpu_s / one.events * 1e6 for one in measured], 2),
+        wait=spread([wait for one in measured for wait in one.waits]),
+    )
+
+
+async def _round(ledger: Ledger, commits: _Commits, producers: int, seconds: float, numbers: Iterator[int]) -> _Round:
+    found, before = _Round(), commits.count
+    began, cpu = time.perf_counter(), time.process_time()
+    await asyncio.gather(*[_produce(ledger, began + seconds, numbers, found) for _ in range(producers)])
+    found.took_s, found.cpu_s = time.perf_counter() - began, time.process_time() - cpu
+    found.commits = commits.count - before
+    return found
+
+
+async def _produce(ledger: Ledger, until: float, numbers: Iterator[int], found: _Round) -> None:
+    """One life after the other, at least one; every step waits until it is durable."""
+    while True:
+        lives = {_order_id(ledger, number): number for number in itertools.islice(numbers, _LOADED_TOGETHER)}
+        await ledger.load(lives)
+        for order_id, number in lives.items():
+            for commands in _steps(order_id, number):
+                began = time.perf_counter()
+                await _execute(ledger, order_id, commands).durable
+                found.waits.append(time.perf_counter() - began)
+            found.events += LIFE_EVENTS
+            if time.perf_counter() >= until:
+                return
+
+
+def _bounded(found: Writing, base: Spread) -> Writing:
+    bound_ms = 1.5 * base.p50_ms + 0.3
+    return msgspec.structs.replace(found, bound_ms=round(bound_ms, 3), ratio=round(found.wait.p50_ms / bound_ms, 2))
+
+
+# --- a ledger of some size --------------------------------------------------------------------------------------
+
+
+class _Severable:
+    """A store whose writer can be lost as by a power cut: from `sever` on nothing is stored any more."""
+
+    def __init__(self, store: EventStore) -> None:
+        self._store = store
+        self._severed = False
+
+    def sever(self) -> None:
+        self._severed = True
+
+    def insert(self, batch: Sequence[Recorded]) -> None:
+        if self._severed:
+            raise LedgerUnavailable("the writer was cut off")
+        self._store.insert(batch)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+async def fill(store: EventStore, events: int, meter: Meter) -> float:
+    """Adds whole lives, about `events` of them, and closes the ledger; the seconds it took."""
+    began = time.perf_counter()
+    ledger = await _open(store)
+    try:
+        await _live(ledger, events // LIFE_EVENTS, meter)
+    finally:
+        await ledger.close()
+    return time.perf_counter() - began
+
+
+async def _lose(store: EventStore, events: int, left_open: int, meter: Meter) -> None:
+    """Adds whole lives and orders that have not ended; then the writer is lost, without a last checkpoint."""
+    severable = _Severable(store)
+    ledger = await _open(cast(EventStore, severable))
+    try:
+        await _live(ledger, events // LIFE_EVENTS, meter)
+        orders = [_order_id(ledger, -number) for number in range(1, left_open + 1)]
+        await asyncio.gather(*[_execute(ledger, one, (_received(one),)).durable for one in orders])
+    finally:
+        severable.sever()
+        await ledger.close()
+
+
+async def _live(ledger: Ledger, lives: int, meter: Meter) -> None:
+    """Lives in bulk: only every hundredth is waited for."""
+    for start in range(1, lives + 1, _LIVES_TOGETHER):
+        numbers = range(start, min(start + _LIVES_TOGETHER, lives + 1))
+        await ledger.load(())  # lets it forget orders that have ended
+        for number in numbers:
+            order_id = _order_id(ledger, number)
+            last = [_execute(ledger, order_id, commands) for commands in _steps(order_id, number)][-1]
+        await last.durable
+        meter.step(len(numbers) * LIFE_EVENTS)
+
+
+async def _opened(store: EventStore) -> float:
+    """The seconds of one start, after which nothing is changed."""
+    severable = _Severable(store)
+    began = time.perf_counter()
+    ledger = await _open(cast(EventStore, severable))
+    took_s = time.perf_counter() - began
+    severable.sever()
+    await ledger.close()
+    return took_s
+
+
+def _open_ms(place: Place, meter: Meter, what: str) -> float:
+    meter.begin(f"{place.name}: starting {what}", ROUNDS)
+    times = []
+    for _ in range(ROUNDS):
+        times.append(asyncio.run(_opened(place.again())))
+        meter.step()
+    return median([one * 1e3 for one in times])
+
+
+# --- reading ----------------------------------------------------------------------------------------------------
+
+
+def _read(place: Place, events: int, meter: Meter) -> Reading:
+    """Pages of the store, every event decoded."""
+
+    def read(store: EventStore) -> int:
+        after = 0
+        while after < events and (page := store.read(after, PAGE)):
+            for recorded in page:
+                decode(recorded)
+            after = page[-1].seq
+            meter.step(len(page))
+        return after
+
+    meter.begin(f"{place.name}: reading", events * ROUNDS)
+    return _rounds(place, read, ROUNDS)
+
+
+def _verify(place: Place, events: int, meter: Meter) -> tuple[Reading, str]:
+    """All events; and the digest of the last seal. Raises LedgerDamaged when anything does not hold."""
+    head = ""
+
+    def check(store: EventStore) -> int:
+        nonlocal head
+        found = verify(meter.over(store.scan()))
+        if found.first_bad_seq is not None:
+            raise LedgerDamaged(f"the benchmark's ledger does not hold: {found.problem}", found.first_bad_seq)
+        head = found.head
+        return found.events
+
+    rounds = ROUNDS if events <= _READ_AT_MOST else 1
+    meter.begin(f"{place.name}: verifying", events * rounds)
+    return _rounds(place, check, rounds), head
+
+
+def _rounds(place: Place, work: Callable[[EventStore], int], rounds: int) -> Reading:
+    """Medians of reading the ledger so many times; `work` says how many events it read."""
+    speeds, costs, events = [], [], 0
+    store = place.again()
+    try:
+        for _ in range(rounds):
+            began, cpu = time.perf_counter(), time.process_time()
+            events = work(store)
+            speeds.append(events / (time.perf_counter() - began))
+            costs.append((time.process_time() - cpu) / events * 1e6)
+    finally:
+        store.close()
+    return Reading(events=events, rounds=rounds, events_per_s=median(speeds, 1), cpu_us_per_event=median(costs, 2))

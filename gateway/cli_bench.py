@@ -1,0 +1,164 @@
+"""`order-ledger bench …`: measures on this machine, on data of its own."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gateway.cli_common import Failure, failures, json_option, print_json
+
+if TYPE_CHECKING:
+    from gateway.bench_ledger import Result, StoreResult
+
+_POSTGRES = ("postgresql://", "postgres://")
+
+
+@click.group()
+def bench() -> None:
+    """Measure how fast this machine is, on data that is removed at the end."""
+
+
+def _producers(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
+    """`1,32,128` as numbers."""
+    try:
+        numbers = tuple(dict.fromkeys(int(one) for one in text.split(",")))
+    except ValueError:
+        raise click.BadParameter(f"must be numbers like 1,32,128, not {text!r}") from None
+    if not all(0 < one <= 10_000 for one in numbers):
+        raise click.BadParameter("each must be from 1 to 10000")
+    return numbers
+
+
+@bench.command()
+@click.option("--store", type=click.Choice(["sqlite", "postgresql", "both"]), default="sqlite", show_default=True)
+@click.option(
+    "--ledger-url",
+    envvar="LEDGER_URL",
+    metavar="URL",
+    default="",
+    help="The database for --store postgresql: it is written to and must hold no ledger (LEDGER_URL).",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.01, 3600),
+    default=3.0,
+    show_default=True,
+    help="Time for each number of producers.",
+)
+@click.option(
+    "--producers", default="1,32,128", show_default=True, callback=_producers, help="How many write at the same time."
+)
+@click.option(
+    "--events",
+    type=click.IntRange(100, 100_000_000),
+    default=1_000_000,
+    show_default=True,
+    help="Size of the ledger that is read, verified and started on.",
+)
+@click.option(
+    "--data",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where to work: the disk to measure (default: temporary files).",
+)
+@json_option
+def ledger(
+    store: str,
+    ledger_url: str,
+    seconds: float,
+    producers: tuple[int, ...],
+    events: int,
+    data: Path | None,
+    as_json: bool,
+) -> None:
+    """How fast orders become durable, and how fast the ledger is read, verified and started.
+
+    Never touches an existing ledger: a folder or database that holds one is refused.
+    """
+    from gateway.bench import Meter
+    from gateway.bench_ledger import Plan, bench_ledger
+
+    stores = ("sqlite", "postgresql") if store == "both" else (store,)
+    if "postgresql" in stores and not ledger_url.startswith(_POSTGRES):
+        raise Failure(f"--store {store} needs a database: LEDGER_URL=postgresql://user:password@host/database")
+    plan = Plan(
+        stores=stores,
+        ledger_url=ledger_url,
+        seconds=seconds,
+        producers=producers,
+        events=events,
+        folder=data.absolute() if data else None,
+    )
+    with failures(), Meter(shown=not as_json) as meter:
+        result = bench_ledger(plan, meter)
+    if as_json:
+        import msgspec
+
+        print_json(msgspec.to_builtins(result))
+    else:
+        _print(result)
+
+
+def _print(result: "Result") -> None:
+    from rich.markup import escape
+
+    from gateway.bench import NO_DISK_MS
+    from gateway.show import console
+
+    out, on, sync = console(), result.machine, result.sync
+    out.print(
+        f"order-ledger {on.version}, Python {on.python}, {escape(on.system)}, CPUs: {on.cpus}, load before: {on.load}"
+    )
+    out.print(
+        f"sync of 4 KiB in {escape(result.folder)}: p50 {sync.p50_ms:.3f} ms, p99 {sync.p99_ms:.3f} ms, "
+        f"p99.9 {sync.p999_ms:.3f} ms ({sync.samples} times)"
+    )
+    if sync.p50_ms < NO_DISK_MS:
+        out.print("[yellow]no disk is that fast: name a folder on the ledger's disk by --data[/]")
+    for store in result.stores:
+        out.print()
+        _print_store(store)
+
+
+def _print_store(store: "StoreResult") -> None:
+    from rich.table import Table
+
+    from gateway.show import console
+
+    out = console()
+    title = store.version
+    if store.commit is not None:
+        title += f", commit of one row: p50 {store.commit.p50_ms:.3f} ms, p99 {store.commit.p99_ms:.3f} ms"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in ("producers", "events/s", "p50 ms", "p99 ms", "p99.9 ms", "commits/s", "events/commit", "CPU us/event"):
+        table.add_column(name, justify="right")
+    for one in store.writing:
+        table.add_row(
+            str(one.producers),
+            f"{one.events_per_s:,.0f}",
+            f"{one.wait.p50_ms:.2f}",
+            f"{one.wait.p99_ms:.2f}",
+            f"{one.wait.p999_ms:.2f}",
+            f"{one.commits_per_s:,.0f}",
+            f"{one.events_per_commit:.1f}",
+            f"{one.cpu_us_per_event:.1f}",
+        )
+    out.print(table)
+    for one in store.writing:
+        if one.bound_ms is not None:
+            out.print(f"one producer: {one.ratio} times 1.5 x the bare commit + 0.3 ms (= {one.bound_ms} ms)")
+    reading, verifying, starting = store.reading, store.verifying, store.starting
+    out.print(
+        f"reading: {reading.events_per_s:,.0f} events/s decoded; verifying: {verifying.events_per_s:,.0f} events/s, "
+        f"sound ({verifying.events:,} events)"
+    )
+    out.print(
+        f"start: {starting.empty_ms:.1f} ms without orders; with {starting.events:,} events "
+        f"{starting.closed_ms:.1f} ms after a stop, {starting.lost_ms:.1f} ms after a loss "
+        f"({starting.uncovered:,} events since the checkpoint, {starting.open_orders} open orders)"
+    )
+    out.print(
+        f"medians of {starting.rounds} rounds (verifying: {verifying.rounds}); waits of all rounds; built in "
+        f"{starting.build_s:.1f} s",
+        style="dim",
+    )

@@ -1,0 +1,173 @@
+"""`order-ledger bench`: numbers of a ledger of its own, and nothing of it left behind. No test looks at the speed."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import orjson
+import pytest
+
+from gateway.bench import Meter, SqlitePlace, work_folder
+from gateway.bench_ledger import fill
+from ledger.seal import verify
+from ledger.store import open_store
+from tests.history import History
+from tests.servers import need, postgres_server
+from tests.service import environment, run_cli
+
+QUICK = ("bench", "ledger", "--seconds", "0.2", "--events", "2000", "--producers", "1,8")
+WAIT_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    with postgres_server() as url:
+        yield url
+
+
+def numbers_of(found: object) -> list[float]:
+    """Every number of a result, however deep."""
+    if isinstance(found, dict):
+        return [number for value in found.values() for number in numbers_of(value)]
+    if isinstance(found, list):
+        return [number for value in found for number in numbers_of(value)]
+    return [found] if isinstance(found, int | float) else []
+
+
+def test_it_tells_what_writing_reading_verifying_and_starting_cost(tmp_path):
+    done = run_cli(*QUICK, "--json", "--data", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    found = orjson.loads(done.stdout)
+    (sqlite,) = found["stores"]
+    assert [one["producers"] for one in sqlite["writing"]] == [1, 8]
+    assert found["sync"]["samples"] == 500
+    assert sqlite["starting"]["events"] == sqlite["reading"]["events"] // 1000 * 1000 == 2000
+    found["machine"].pop("load")  # this alone may be zero
+    assert min(numbers_of(found)) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_people_get_tables(tmp_path):
+    done = run_cli(*QUICK, "--data", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    for told in ("sync of 4 KiB", "events/commit", "one producer:", "sound", "after a loss"):
+        assert told in done.stdout
+
+
+def test_the_ledger_that_is_measured_is_a_sound_one_of_whole_lives(tmp_path):
+    place = SqlitePlace(tmp_path)
+    asyncio.run(fill(place.fresh(), 500, Meter(shown=False)))
+    store = place.again()
+    records = list(store.scan())
+    store.close()
+    assert verify(records).ok
+    life = ["requested", "checked", "send_started", "broker_answered", "filled"]
+    told = [one.topic for one in records if one.stream.startswith("order/")]
+    assert told == [f"order.{event}" for event in life] * 100
+
+
+@pytest.mark.parametrize("mark", ["ledger.db", "run.json"])
+def test_a_folder_with_a_ledger_is_refused_and_left_alone(tmp_path, mark):
+    (tmp_path / mark).write_bytes(b"precious")
+    done = run_cli(*QUICK, "--data", str(tmp_path))
+    assert done.returncode == 1
+    assert "holds a ledger: name another folder" in done.stderr
+    assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [(mark, b"precious")]
+
+
+def test_a_folder_that_it_made_is_gone_at_the_end(tmp_path):
+    with work_folder(tmp_path / "new") as folder:
+        assert folder.parent == tmp_path / "new"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--producers", "0"), "from 1 to 10000"),
+        (("--producers", "some"), "1,32,128"),
+        (("--events", "1"), "100"),
+        (("--store", "postgresql"), "LEDGER_URL=postgresql://"),
+        (("--store", "both", "--ledger-url", "sqlite:///x.db"), "LEDGER_URL=postgresql://"),
+    ],
+)
+def test_a_plan_that_measures_nothing_is_refused_in_one_line(arguments, told):
+    done = run_cli("bench", "ledger", *arguments)
+    assert done.returncode != 0
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_interrupted_it_ends_at_once_and_leaves_nothing(tmp_path):
+    interrupt(lambda: any(tmp_path.glob("*/bench.db-wal")), "--data", str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def interrupt(begun: Callable[[], bool], *arguments: str, **settings: str) -> None:
+    """Starts a long benchmark, and presses Ctrl-C as soon as it has begun to write."""
+    need(os.name == "posix", "signals")
+    command = [sys.executable, "-m", "gateway.cli", "bench", "ledger", "--seconds", "600", *arguments]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, env=environment(**settings), start_new_session=True
+    ) as process:
+        try:
+            deadline = time.monotonic() + WAIT_S
+            while not begun():
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=WAIT_S)
+        finally:
+            process.kill()
+    assert (process.returncode, told) == (1, b"order-ledger: interrupted\n")
+
+
+# --- PostgreSQL -------------------------------------------------------------------------------------------------
+
+
+def things_in(url: str) -> list[str]:
+    """Tables, indexes, sequences, types and functions of the database."""
+    import psycopg
+
+    listed = [("pg_class", "relname", "relnamespace"), ("pg_type", "typname", "typnamespace")]
+    listed += [("pg_proc", "proname", "pronamespace")]
+    with psycopg.connect(url) as connection:
+        return [
+            row[0]
+            for table, name, schema in listed
+            for row in connection.execute(f"SELECT {name} FROM {table} WHERE {schema} = 'public'::regnamespace")
+        ]
+
+
+def test_on_postgresql_it_measures_the_bare_commit_too_and_leaves_nothing(postgres):
+    done = run_cli(*QUICK, "--store", "postgresql", "--json", LEDGER_URL=postgres)
+    assert done.returncode == 0, done.stderr
+    (found,) = orjson.loads(done.stdout)["stores"]
+    assert found["store"] == "postgresql"
+    assert min(numbers_of(found)) > 0
+    assert things_in(postgres) == []
+
+
+def test_interrupted_it_leaves_nothing_in_the_database(postgres):
+    interrupt(lambda: "stored_events" in things_in(postgres), "--store", "postgresql", LEDGER_URL=postgres)
+    assert things_in(postgres) == []
+
+
+def test_a_database_with_a_ledger_is_refused_and_left_alone(postgres):
+    records = History().records
+    store = open_store(postgres)
+    store.insert(records)
+    store.close()
+    done = run_cli(*QUICK, "--store", "both", LEDGER_URL=postgres.replace("postgres@", "postgres:geheim@"))
+    assert done.returncode == 1
+    assert "holds a ledger: name another database" in done.stderr
+    assert "geheim" not in done.stdout + done.stderr
+    store = open_store(postgres, readonly=True)
+    try:
+        assert list(store.scan()) == records
+    finally:
+        store.close()
