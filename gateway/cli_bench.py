@@ -130,7 +130,7 @@ def _print_store(store: "StoreResult") -> None:
     if store.commit is not None:
         title += f", commit of one row: p50 {store.commit.p50_ms:.3f} ms, p99 {store.commit.p99_ms:.3f} ms"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for name in ("producers", "events/s", "p50 ms", "p99 ms", "p99.9 ms", "commits/s", "events/commit", "CPU us/event"):
+    for name in ("producers", "events/s", "p50 ms", "p99 ms", "p99.9 ms", "commits/s", "per commit", "CPU us"):
         table.add_column(name, justify="right")
     for one in store.writing:
         table.add_row(
@@ -150,15 +150,18 @@ def _print_store(store: "StoreResult") -> None:
     reading, verifying, starting = store.reading, store.verifying, store.starting
     out.print(
         f"reading: {reading.events_per_s:,.0f} events/s decoded; verifying: {verifying.events_per_s:,.0f} events/s, "
-        f"sound ({verifying.events:,} events)"
+        f"sound ({verifying.events:,} events)",
+        soft_wrap=True,
     )
     out.print(
         f"start: {starting.empty_ms:.1f} ms without orders; with {starting.events:,} events "
         f"{starting.closed_ms:.1f} ms after a stop, {starting.lost_ms:.1f} ms after a loss "
-        f"({starting.uncovered:,} events since the checkpoint, {starting.open_orders} open orders)"
+        f"({starting.uncovered:,} events since the checkpoint, {starting.open_orders} open orders)",
+        soft_wrap=True,
     )
     out.print(
-        f"medians of {starting.rounds} rounds (verifying: {verifying.rounds}); waits of all rounds; built in "
-        f"{starting.build_s:.1f} s",
+        f"CPU us: of this process, by event; medians of {starting.rounds} rounds (verifying: {verifying.rounds}), "
+        f"waits of all rounds; built in {starting.build_s:.1f} s",
+        soft_wrap=True,
         style="dim",
     )

@@ -54,7 +54,7 @@ def test_it_tells_what_writing_reading_verifying_and_starting_cost(tmp_path):
 def test_people_get_tables(tmp_path):
     done = run_cli(*QUICK, "--data", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    for told in ("sync of 4 KiB", "events/commit", "one producer:", "sound", "after a loss"):
+    for told in ("sync of 4 KiB", "per commit", "one producer:", "sound", "after a loss"):
         assert told in done.stdout
 
 
