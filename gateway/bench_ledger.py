@@ -32,7 +32,7 @@ from gateway.bench import (
     work_folder,
 )
 from ledger.commands import OrderCommand, ReceiveOrder, RecordAnswer, RecordCheck, StartSend
-from ledger.errors import LedgerDamaged, LedgerError, LedgerUnavailable
+from ledger.errors import LedgerDamaged, LedgerError, LedgerFenced
 from ledger.events import Recorded, decode
 from ledger.intake import read_order
 from ledger.seal import verify
@@ -370,7 +370,7 @@ class _Severable:
 
     def insert(self, batch: Sequence[Recorded]) -> None:
         if self._severed:
-            raise LedgerUnavailable("the writer was cut off")
+            raise LedgerFenced("the writer was cut off")  # what is not known to be stored would be tried again
         self._store.insert(batch)
 
     def __getattr__(self, name: str) -> Any:
