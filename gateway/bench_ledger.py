@@ -32,7 +32,7 @@ from gateway.bench import (
     work_folder,
 )
 from ledger.commands import OrderCommand, ReceiveOrder, RecordAnswer, RecordCheck, StartSend
-from ledger.errors import LedgerDamaged, LedgerError, LedgerUnavailable
+from ledger.errors import LedgerDamaged, LedgerError, LedgerFenced
 from ledger.events import Recorded, decode
 from ledger.intake import read_order
 from ledger.seal import verify
@@ -49,6 +49,7 @@ _LIVES_TOGETHER: Final = 100
 _OPEN_AT_MOST: Final = 100
 _READ_AT_MOST: Final = 200_000  # events of one round; the verification reads all there are
 _UNCOVERED_AT_MOST: Final = CHECKPOINT_EVERY - 1_000  # room for the seals
+_SCATTER: Final = 0x9E3779B97F4A7C15  # odd, so that no two numbers meet
 _CAUSE: Final = Cause(actor="bench")
 
 
@@ -196,7 +197,8 @@ def _measure(place: Place, plan: Plan, sync: Spread, meter: Meter) -> StoreResul
 
 def _order_id(ledger: Ledger, number: int) -> str:
     """A name that no start of the same ledger gives twice."""
-    return f"bench-{ledger.epoch}-{number}"
+    # In no order, as UUIDs are: names that count up would spare the index of the database most of its work.
+    return f"bench-{ledger.epoch}-{number * _SCATTER % 2**64:016x}"
 
 
 def _received(order_id: str) -> ReceiveOrder:
@@ -368,7 +370,7 @@ class _Severable:
 
     def insert(self, batch: Sequence[Recorded]) -> None:
         if self._severed:
-            raise LedgerUnavailable("the writer was cut off")
+            raise LedgerFenced("the writer was cut off")  # what is not known to be stored would be tried again
         self._store.insert(batch)
 
     def __getattr__(self, name: str) -> Any:
