@@ -1,32 +1,32 @@
-"""Where events are kept: the recorders of the `eventsourcing` library on SQLite or PostgreSQL.
+"""Where events are kept: the table of the `eventsourcing` library's recorders, on SQLite or PostgreSQL.
 
-The library stores (stream, version, topic, bytes) and keeps versions unique; what the bytes mean, and the dense
+The library makes the table: (stream, version, topic, bytes), versions unique. What the bytes mean, and the dense
 `seq` inside them, is ours (`events.py`). Its notification ids are read cursors only: on PostgreSQL they have gaps.
+Rows are read and written by plain SQL on that table, because the recorders build objects for every row that a
+ledger of millions of events does not need; the recorders' contract holds: what they read and write is the same, and
+the order of the cursors is the order of the commits (see `insert` of either store).
 """
 
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
-from urllib.parse import unquote, urlsplit
+from typing import Any, Final, Protocol
+from urllib.parse import unquote
 
 import msgspec
-from eventsourcing.persistence import (
-    ApplicationRecorder,
-    IntegrityError,
-    Notification,
-    PersistenceError,
-    StoredEvent,
-)
-from eventsourcing.sqlite import SQLiteApplicationRecorder, SQLiteConnection, SQLiteConnectionPool, SQLiteDatastore
 
 from ledger.errors import LedgerDamaged, LedgerLocked, LedgerUnavailable
-from ledger.events import WRITER_STREAM, BatchSealed, Recorded, seq_of
+from ledger.events import WRITER_STREAM, BatchSealed, Recorded, decode, seq_of
 
-PAGE: Final = 2_000
-_EXISTING: Final = "SELECT originator_id FROM stored_events WHERE originator_version = 1 AND originator_id"
+PAGE: Final = 4_000
+OPEN_WAIT_S: Final = 10.0  # at the start, for a program that holds the file
+STOP_IT: Final = "stop it first, or take the ledger over by `serve --take-over`"
+_MANY: Final = 500  # SQLite bounds the parameters of a statement
+_LOWEST: Final = -(2**63)
+_COLUMNS: Final = "originator_id, originator_version, topic, state"
+_INSERT: Final = f"INSERT INTO stored_events ({_COLUMNS}) VALUES (?, ?, ?, ?)"  # noqa: S608
 
 
 class EventSource(Protocol):
@@ -66,35 +66,30 @@ class EventStore:
     """
 
     is_local = False
+    table = "stored_events"
+    cursor = "rowid"
+    place = "?"
 
-    def __init__(self, recorder: ApplicationRecorder, name: str) -> None:
-        self._recorder = recorder
+    def __init__(self, name: str) -> None:
         self.name = name
+        self._hint = (0, 0)  # the seq and the cursor of a row that was read
+
+    def _rows(self, statement: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
+        """The rows of a query. Raises LedgerUnavailable."""
+        raise NotImplementedError
 
     def read(self, after: int, limit: int) -> list[Recorded]:
         """At most `limit` events with seq > `after`, in order."""
-        start = after + 1
-        while True:
-            found = self._select(start, limit)
-            if not found or found[0].seq > after:
-                return found
-            # A cursor is never below its seq, and two cursors never lie closer than their seqs:
-            # stepping by the difference cannot pass the event that is wanted.
-            start += after + 1 - found[0].seq
+        return self._first(after, limit)[0]
 
     def scan(self, after: int = 0) -> Iterator[Recorded]:
         """Every event after `after`, in stored order, in pages; from 0 every row there is, whatever its seq says."""
-        start = None if after == 0 else after + 1
+        page, last = self._page(_LOWEST, PAGE, 1) if after == 0 else self._first(after, PAGE)
         while True:
-            with _unavailable(self.name):
-                page = self._recorder.select_notifications(start, PAGE)
-            for one in page:
-                recorded = _recorded(one)
-                if recorded.seq > after or after == 0:
-                    yield recorded
+            yield from (page if after == 0 else [one for one in page if one.seq > after])
             if len(page) < PAGE:
                 return
-            start = page[-1].id + 1
+            page, last = self._page(last + 1, PAGE, page[-1].seq + 1)
 
     def at(self, seq: int) -> Recorded | None:
         found = self.read(seq - 1, 1) if seq > 0 else []
@@ -102,64 +97,122 @@ class EventStore:
 
     def stream(self, stream: str, after: int = 0) -> list[Recorded]:
         """The events of one stream with version > `after`."""
-        with _unavailable(self.name):
-            return [_recorded(one) for one in self._recorder.select_events(stream, gt=after)]
+        where = f"originator_id = {self.place} AND originator_version > {self.place} ORDER BY originator_version"
+        return self._select(where, (stream, after))
+
+    def streams(self, streams: Sequence[str]) -> dict[str, list[Recorded]]:
+        """The events of each of the streams that exist; one query for many of them."""
+        found: dict[str, list[Recorded]] = {}
+        for start in range(0, len(streams), _MANY):
+            part = streams[start : start + _MANY]
+            for one in self._select(f"{self._among(part)} ORDER BY originator_id, originator_version", part):
+                found.setdefault(one.stream, []).append(one)
+        return found
 
     def last_version(self, stream: str) -> int:
         """The version of the newest event of a stream, 0 when there is none."""
-        with _unavailable(self.name):
-            found = self._recorder.select_events(stream, desc=True, limit=1)
-        return found[0].originator_version if found else 0
+        statement = f"SELECT max(originator_version) FROM {self.table} WHERE originator_id = {self.place}"  # noqa: S608
+        return int(self._rows(statement, (stream,))[0][0] or 0)
 
     def existing(self, streams: Sequence[str]) -> set[str]:
         """Those of the streams that hold an event: one query for all of them."""
-        raise NotImplementedError
+        found: set[str] = set()
+        for start in range(0, len(streams), _MANY):
+            part = streams[start : start + _MANY]
+            statement = f"SELECT originator_id FROM {self.table} WHERE originator_version = 1 AND {self._among(part)}"  # noqa: S608
+            found.update(row[0] for row in self._rows(statement, part))
+        return found
 
     def head(self) -> Recorded | None:
         """The last seal."""
-        with _unavailable(self.name):
-            found = self._recorder.select_events(WRITER_STREAM, desc=True, limit=1)
-        return _recorded(found[0]) if found else None
+        where = f"originator_id = {self.place} ORDER BY originator_version DESC LIMIT 1"
+        found = self._select(where, (WRITER_STREAM,))
+        return found[0] if found else None
 
     def insert(self, batch: Sequence[Recorded]) -> None:
         """Appends all or nothing, durably.
 
         Raises VersionTaken when an event of that stream and version exists, LedgerUnavailable when it is not
-        known whether the batch is stored (the caller repeats it identically).
+        known whether the batch is stored (the caller repeats it identically). Never waits long: on SQLite not at
+        all for a transaction of somebody else, on PostgreSQL a bounded time for the server.
         """
-        with _unavailable(self.name):
-            try:
-                self._recorder.insert_events([StoredEvent(r.stream, r.version, r.topic, r.state) for r in batch])
-            except IntegrityError as error:
-                raise VersionTaken from error
+        raise NotImplementedError
+
+    def fill(self, records: Iterable[Recorded]) -> None:
+        """Stores a whole ledger, all or nothing, durably, as a restore does.
+
+        Raises LedgerUnavailable when the store holds any event, or cannot be written.
+        """
+        raise NotImplementedError
 
     def is_stored(self, recorded: Recorded) -> bool:
         """Whether exactly this event is stored."""
-        with _unavailable(self.name):
-            found = self._recorder.select_events(recorded.stream, gt=recorded.version - 1, lte=recorded.version)
-        return len(found) == 1 and _bytes(found[0].state) == recorded.state
+        where = f"originator_id = {self.place} AND originator_version = {self.place}"
+        found = self._select(where, (recorded.stream, recorded.version))
+        return len(found) == 1 and found[0].state == recorded.state
 
     def lock(self) -> WriterLock:
-        """The writer's lock. Raises LedgerLocked when another process holds it."""
+        """The writer's lock. Raises LedgerLocked when another process holds it; never waits for it."""
         raise NotImplementedError
 
     def close(self) -> None:
-        datastore = cast(Any, self._recorder).datastore
-        datastore.close()
+        raise NotImplementedError
 
-    def _select(self, start: int, limit: int) -> list[Recorded]:
-        with _unavailable(self.name):
-            return [_recorded(one) for one in self._recorder.select_notifications(start, limit)]
+    def _among(self, streams: Sequence[str]) -> str:
+        return f"originator_id IN ({','.join([self.place] * len(streams))})"
+
+    def _first(self, after: int, limit: int) -> tuple[list[Recorded], int]:
+        """The next events after `after`, and the cursor of the last of them."""
+        known, cursor = self._hint
+        start = guess = cursor + after + 1 - known if 0 < known <= after else after + 1
+        while True:
+            found, last = self._page(start, limit, after + 1)
+            if start == guess > after + 1 and not (found and found[0].seq <= after + 1):
+                guess = start = after + 1  # there is nothing yet, or somebody has numbered the rows anew
+            elif not found:
+                return found, last
+            elif found[0].seq > after:
+                self._hint = (found[-1].seq, last)
+                return found, last
+            else:
+                # A cursor is never below its seq, and two cursors never lie closer than their seqs:
+                # stepping by the difference cannot pass the event that is wanted.
+                start += after + 1 - found[0].seq
+
+    def _page(self, start: int, limit: int, expected: int) -> tuple[list[Recorded], int]:
+        """Rows by cursor, and the cursor of the last. `expected`: the seq that most likely comes first."""
+        statement = (
+            f"SELECT {self.cursor}, {_COLUMNS} FROM {self.table} WHERE {self.cursor} >= {self.place} "  # noqa: S608
+            f"ORDER BY {self.cursor} LIMIT {self.place}"
+        )
+        rows = self._rows(statement, (start, limit))
+        found = []
+        for cursor, stream, version, topic, state in rows:
+            # Comparing the beginning with what is expected is much quicker than decoding.
+            if type(state) is bytes and state.startswith(b'{"seq":%d,' % expected):
+                seq = expected
+            else:
+                state = _bytes(state)
+                seq = _seq(state, cursor)
+            found.append(Recorded(seq, str(stream), version, str(topic), state))
+            expected = seq + 1
+        return found, rows[-1][0] if rows else 0
+
+    def _select(self, where: str, parameters: Sequence[object]) -> list[Recorded]:
+        rows = self._rows(f"SELECT {_COLUMNS} FROM {self.table} WHERE {where}", parameters)  # noqa: S608
+        states = [_bytes(row[3]) for row in rows]
+        return [
+            Recorded(_seq(state, 0), str(row[0]), row[1], str(row[2]), state)
+            for row, state in zip(rows, states, strict=True)
+        ]
 
 
-def _recorded(stored: StoredEvent | Notification) -> Recorded:
-    state = _bytes(stored.state)
+def _seq(state: bytes, otherwise: int) -> int:
+    """The seq in the bytes. Unreadable bytes keep their place: verification names them, a follower stops at them."""
     try:
-        seq = seq_of(state)
+        return seq_of(state)
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        # Unreadable bytes keep their place: verification names them, a follower stops at them.
-        seq = stored.id if isinstance(stored, Notification) else 0
-    return Recorded(seq, str(stored.originator_id), stored.originator_version, str(stored.topic), state)
+        return otherwise
 
 
 def _bytes(value: object) -> bytes:
@@ -169,88 +222,159 @@ def _bytes(value: object) -> bytes:
     return value.encode(errors="surrogateescape") if isinstance(value, str) else repr(value).encode()
 
 
+# --- SQLite -----------------------------------------------------------------------------------------------------
+
+_REMEDIES: Final = {
+    sqlite3.SQLITE_BUSY: "another program holds a transaction on it: end that program",
+    sqlite3.SQLITE_FULL: "free space, then start again",
+    sqlite3.SQLITE_NOTADB: "name the file of a ledger, or restore a backup by `order-ledger restore`",
+    sqlite3.SQLITE_CORRUPT: "keep the file, and restore a backup by `order-ledger restore` into another folder",
+    sqlite3.SQLITE_READONLY: "allow writing to the file and its folder",
+    sqlite3.SQLITE_CANTOPEN: "allow reading and writing of the file and its folder",
+    sqlite3.SQLITE_IOERR: "check the disk",
+}
+
+
 @contextlib.contextmanager
 def _unavailable(name: str) -> Iterator[None]:
     try:
         yield
-    except PersistenceError as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise LedgerUnavailable(f"ledger {name}: {reason}") from error
     except sqlite3.Error as error:
-        raise LedgerUnavailable(f"ledger {name}: {error}") from error
-
-
-# --- SQLite -----------------------------------------------------------------------------------------------------
-
-
-class _DurablePool(SQLiteConnectionPool):
-    """Connections that return from a commit only when it is on the disk."""
-
-    def _create_connection(self) -> SQLiteConnection:
-        connection = super()._create_connection()
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA synchronous=FULL")
-        # A larger log between checkpoints: fewer long pauses in the commit path.
-        cursor.execute("PRAGMA wal_autocheckpoint=4000")
-        return connection
+        remedy = _REMEDIES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "")
+        raise LedgerUnavailable(f"ledger {name}: {error}{remedy and ': '}{remedy}") from error
 
 
 class _SqliteStore(EventStore):
     is_local = True
 
     def __init__(self, path: Path, *, readonly: bool) -> None:
+        super().__init__(str(path))
         self._path = path
-        self._asking = threading.Lock()
-        self._ask: sqlite3.Connection | None = None
-        if readonly:
-            if not path.exists():
-                raise LedgerUnavailable(
-                    f"no ledger at {path}: start `order-ledger serve`, or name its folder by --data"
-                )
-            database = f"{path.as_uri()}?mode=ro"
-        else:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise LedgerUnavailable(f"cannot create the folder of the ledger {path}: {error.strerror}") from error
-            database = path.as_uri()
-        datastore = SQLiteDatastore(database, originator_id_type="text")
-        datastore.pool = _DurablePool(db_name=database, lock_timeout=10)
-        self._datastore = datastore
-        recorder = SQLiteApplicationRecorder(datastore)
-        super().__init__(recorder, str(path))
-        with _unavailable(self.name):
-            if not readonly:
-                recorder.create_table()
-            recorder.select_notifications(None, 1)
+        self._readonly = readonly
+        self._writing = threading.Lock()
+        self._writer: sqlite3.Connection | None = None
+        self._readers: list[sqlite3.Connection] = []  # free ones; each is used by one thread at a time
+        self._closed = False
+        if readonly and not path.exists():
+            raise LedgerUnavailable(f"no ledger at {path}: start `order-ledger serve`, or name its folder by --data")
+        if not readonly:
+            self._create()
+        self._page(_LOWEST, 1, 1)
 
-    def existing(self, streams: Sequence[str]) -> set[str]:
-        # Asked for every order that arrives: a connection of its own saves the pool and its transaction.
-        found: set[str] = set()
-        with _unavailable(self.name), self._asking:
-            if self._ask is None:
-                self._ask = sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True, check_same_thread=False)
-            for start in range(0, len(streams), 500):  # SQLite bounds the parameters of a statement
-                part = streams[start : start + 500]
-                rows = self._ask.execute(f"{_EXISTING} IN ({','.join('?' * len(part))})", part)
-                found.update(row[0] for row in rows)
-        return found
+    def _create(self) -> None:
+        path = self._path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lost = path.exists() and not path.stat().st_size and self._lock_file.exists()
+        except OSError as error:
+            raise LedgerUnavailable(f"cannot create the folder of the ledger {path}: {error.strerror}") from error
+        if lost:
+            raise LedgerUnavailable(
+                f"the ledger {path} was emptied: restore a backup, or remove the file to begin a new ledger"
+            )
+        from eventsourcing.sqlite import SQLiteApplicationRecorder, SQLiteDatastore
+
+        datastore = SQLiteDatastore(":memory:", originator_id_type="text")
+        with _unavailable(self.name):
+            self._writer = self._connect("rwc", OPEN_WAIT_S)
+            if self._writer.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+                self._writer.execute("PRAGMA journal_mode=WAL")
+            for statement in SQLiteApplicationRecorder(datastore).create_table_statements:
+                self._writer.execute(statement)
+            self._writer.execute("PRAGMA busy_timeout=0")
+        datastore.close()
+
+    def _connect(self, mode: str, wait_s: float) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            f"{self._path.as_uri()}?mode={mode}",
+            uri=True,
+            isolation_level=None,  # transactions are begun where they are meant
+            check_same_thread=False,
+            timeout=wait_s,
+        )
+        # A commit returns when it is on the disk.
+        connection.execute("PRAGMA synchronous=FULL")
+        # A larger log between checkpoints: fewer long pauses in the commit path.
+        connection.execute("PRAGMA wal_autocheckpoint=4000")
+        return connection
+
+    def _rows(self, statement: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
+        with _unavailable(self.name):
+            if self._closed:
+                raise sqlite3.ProgrammingError("it is closed")
+            try:
+                connection = self._readers.pop()
+            except IndexError:
+                connection = self._connect("ro", OPEN_WAIT_S)
+            try:
+                return connection.execute(statement, parameters).fetchall()
+            finally:
+                self._give_back(connection)
+
+    def insert(self, batch: Sequence[Recorded]) -> None:
+        # One writer at a time holds the file, and a rowid is one more than the greatest: rows come in the order
+        # of the commits. A transaction of somebody else is not waited for: this may be called by an event loop.
+        rows = [(one.stream, one.version, one.topic, one.state) for one in batch]
+        with self._transaction() as connection:
+            connection.executemany(_INSERT, rows)
+
+    def fill(self, records: Iterable[Recorded]) -> None:
+        with self._transaction() as connection:
+            if connection.execute("SELECT 1 FROM stored_events LIMIT 1").fetchone():
+                raise LedgerUnavailable(f"ledger {self.name} is not empty: name another folder")
+            connection.executemany(_INSERT, ((one.stream, one.version, one.topic, one.state) for one in records))
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._writing, _unavailable(self.name):
+            if self._writer is None:
+                self._writer = self._connect("ro" if self._readonly else "rw", 0)
+            connection = self._writer
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                yield connection
+                connection.execute("COMMIT")
+            except sqlite3.IntegrityError as error:
+                connection.execute("ROLLBACK")
+                raise VersionTaken from error
+            except BaseException:
+                # Whatever state it is in: the next transaction gets a new one.
+                self._writer = None
+                connection.close()
+                raise
 
     def close(self) -> None:
-        with self._asking:
-            if self._ask is not None:
-                self._ask.close()
-                self._ask = None
-        super().close()
+        self._closed = True
+        with self._writing:
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+        self._close_readers()
+
+    def _give_back(self, connection: sqlite3.Connection) -> None:
+        self._readers.append(connection)
+        if self._closed:
+            self._close_readers()
+
+    def _close_readers(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                self._readers.pop().close()
+
+    @property
+    def _lock_file(self) -> Path:
+        return Path(f"{self._path}.lock")
 
     def lock(self) -> WriterLock:
         from filelock import FileLock, Timeout
 
-        lock = FileLock(f"{self._path}.lock", thread_local=False)
+        lock = FileLock(self._lock_file, thread_local=False)
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            raise LedgerLocked(f"another process writes the ledger {self._path}: stop it first") from None
+            raise LedgerLocked(f"another process writes the ledger {self._path}: {STOP_IT}") from None
+        except OSError as error:
+            raise LedgerUnavailable(f"cannot write beside the ledger {self._path}: {error.strerror}") from None
         return _FileLock(lock)
 
 
@@ -263,85 +387,6 @@ class _FileLock:
 
     def release(self) -> None:
         self._lock.release()
-
-
-# --- PostgreSQL -------------------------------------------------------------------------------------------------
-
-
-class _PostgresStore(EventStore):
-    def __init__(self, url: str, *, readonly: bool) -> None:
-        try:
-            import psycopg
-            from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
-        except ImportError as error:
-            raise LedgerUnavailable(
-                "a PostgreSQL ledger needs the extra: pip install 'order-ledger[postgres]'"
-            ) from error
-        parts = urlsplit(url)
-        self._parameters: dict[str, Any] = {
-            "dbname": parts.path.lstrip("/") or "postgres",
-            "host": parts.hostname or "127.0.0.1",
-            "port": parts.port or 5432,
-            "user": unquote(parts.username or "postgres"),
-            "password": unquote(parts.password or ""),
-        }
-        name = f"postgresql://{self._parameters['host']}:{self._parameters['port']}/{self._parameters['dbname']}"
-        try:
-            # psycopg's pool would retry in the background; one plain connection says at once what is wrong.
-            with psycopg.connect(**self._parameters, connect_timeout=5) as connection:
-                for setting in ("fsync", "synchronous_commit"):
-                    row = connection.execute(f"SHOW {setting}").fetchone()
-                    if row and row[0] == "off":
-                        raise LedgerUnavailable(f"{name} runs with {setting}=off and may lose commits: turn it on")
-        except psycopg.Error as error:
-            raise LedgerUnavailable(f"cannot reach {name}: {str(error).strip().splitlines()[0]}") from None
-        # Never enable_db_functions: readers then miss events under several writers.
-        datastore = PostgresDatastore(**self._parameters, originator_id_type="text", pool_size=2, max_overflow=4)
-        self._datastore = datastore
-        with _unavailable(name):
-            recorder = PostgresApplicationRecorder(datastore)
-            super().__init__(recorder, name)
-            if not readonly:
-                recorder.create_table()
-
-    def existing(self, streams: Sequence[str]) -> set[str]:
-        with _unavailable(self.name), self._datastore.get_connection() as connection:
-            rows = connection.execute(
-                f"{_EXISTING} = ANY(%s)",
-                (list(streams),),
-            ).fetchall()
-        return {str(row["originator_id"]) for row in rows}
-
-    def lock(self) -> WriterLock:
-        import psycopg
-
-        try:
-            connection = psycopg.connect(**self._parameters, connect_timeout=5, autocommit=True)
-            taken = connection.execute(
-                "SELECT pg_try_advisory_lock(hashtext('order-ledger'), hashtext(current_schema()))"
-            ).fetchone()
-        except psycopg.Error as error:
-            raise LedgerUnavailable(f"cannot reach {self.name}: {str(error).strip().splitlines()[0]}") from None
-        if taken is None or not taken[0]:
-            connection.close()
-            raise LedgerLocked(f"another process writes the ledger {self.name}: stop it first")
-        return _AdvisoryLock(connection, self.name)
-
-
-class _AdvisoryLock:
-    def __init__(self, connection: Any, name: str) -> None:
-        self._connection, self._name = connection, name
-
-    def check(self) -> None:
-        import psycopg
-
-        try:
-            self._connection.execute("SELECT 1")
-        except psycopg.Error:
-            raise LedgerLocked(f"lost the writer's lock of {self._name}: its connection ended") from None
-
-    def release(self) -> None:
-        self._connection.close()
 
 
 def sqlite_path(url: str) -> Path | None:
@@ -358,14 +403,14 @@ def open_store(url: str, *, readonly: bool = False) -> EventStore:
     if path is not None:
         return _SqliteStore(path, readonly=readonly)
     if url.startswith(("postgresql://", "postgres://")):
-        return _PostgresStore(url, readonly=readonly)
+        from ledger.store_postgres import PostgresStore
+
+        return PostgresStore(url, readonly=readonly)
     raise LedgerUnavailable("LEDGER_URL must be sqlite:///relative, sqlite:////absolute or postgresql://…")
 
 
 def last_seal(store: EventStore) -> tuple[Recorded, BatchSealed] | None:
     """The head of the ledger. Raises LedgerDamaged when the writer's stream does not end with a seal."""
-    from ledger.events import decode
-
     head = store.head()
     if head is None:
         return None

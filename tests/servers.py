@@ -75,53 +75,111 @@ def _newest_first(root: str) -> list[str]:
     return [str(path) for path in sorted(found, key=lambda path: -float(path.parent.name))]
 
 
-@contextlib.contextmanager
-def postgres_server(fsync: bool = True) -> Iterator[str]:
-    """A fresh PostgreSQL; its URL (user `postgres`, database `postgres`, loopback only, no password)."""
-    programs = postgres_programs()
-    need(programs, "PostgreSQL (initdb and postgres in PATH or /usr/lib/postgresql)")
-    assert programs is not None
-    initdb, server = programs
-    folder = Path(tempfile.mkdtemp(prefix="pg-"))
-    log = folder / "log"
-    account = _server_account()
-    identity: dict[str, Any] = (
-        {} if account is None else {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-    )
-    process: subprocess.Popen[bytes] | None = None
-    try:
+class PostgresServer:
+    """A PostgreSQL in a folder of its own, that a test may kill, stop for a while and start again."""
+
+    def __init__(self, folder: Path, *, fsync: bool = True) -> None:
+        programs = postgres_programs()
+        need(programs, "PostgreSQL (initdb and postgres in PATH or /usr/lib/postgresql)")
+        assert programs is not None
+        initdb, self._program = programs
+        self._folder, self._log, self._fsync = folder, folder / "log", fsync
+        account = _server_account()
+        self._identity: dict[str, Any] = (
+            {} if account is None else {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+        )
+        self._process: subprocess.Popen[bytes] | None = None
         if account is not None:
             os.chown(folder, account.pw_uid, account.pw_gid)
-        data, port = folder / "data", free_port()
-        command = [initdb, "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"]
-        made = subprocess.run(command, capture_output=True, cwd=folder, check=False, **identity)
+        self._data, self._port = folder / "data", free_port()
+        self.url = f"postgresql://postgres@127.0.0.1:{self._port}/postgres"
+        command = [initdb, "-D", str(self._data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale"]
+        made = subprocess.run([*command, "--no-sync"], capture_output=True, cwd=folder, check=False, **self._identity)
         if made.returncode:
             raise RuntimeError(f"initdb failed: {made.stderr.decode(errors='replace')[-2000:]}")
+
+    def start(self) -> None:
+        """Starts it and waits until it answers queries."""
         options = {
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": "",
-            "fsync": "on" if fsync else "off",
+            "fsync": "on" if self._fsync else "off",
             "max_connections": "50",
             "shared_buffers": "32MB",
         }
         arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [server, "-D", str(data), "-p", str(port), *arguments],
+        with self._log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [self._program, "-D", str(self._data), "-p", str(self._port), *arguments],
                 stdout=output,
                 stderr=output,
-                cwd=folder,
+                cwd=self._folder,
                 start_new_session=True,
-                **identity,
+                **self._identity,
             )
-        url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
-        wait_for_port(port, process, 20.0, log)
-        _wait_for_queries(url, 20.0)
-        yield url
+        wait_for_port(self._port, self._process, 20.0, self._log)
+        _wait_for_queries(self.url, 20.0)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            stop_process(self._process, signal.SIGINT)
+
+    def kill(self) -> None:
+        """kill -9 of every process of it, as a power failure would end them."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)  # so that it makes no more of them
+        for pid in self._processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """While this lasts it answers nothing: connections stay as they are."""
+        stopped: list[int] = []
+        try:
+            for pid in reversed(self._processes()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+                    stopped.append(pid)
+            yield
+        finally:
+            for pid in stopped:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
+    def _processes(self) -> list[int]:
+        """Its process ids, those of the children first."""
+        assert self._process is not None
+        parent = self._process.pid
+        children = []
+        for entry in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                if int(entry.read_text().rpartition(")")[2].split()[1]) == parent:
+                    children.append(int(entry.parent.name))
+        return [*children, parent]
+
+
+@contextlib.contextmanager
+def postgres_process(*, fsync: bool = True) -> Iterator[PostgresServer]:
+    """A fresh PostgreSQL that runs; stopped and removed at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))
+    server: PostgresServer | None = None
+    try:
+        server = PostgresServer(folder, fsync=fsync)
+        server.start()
+        yield server
     finally:
-        if process is not None:
-            stop_process(process, signal.SIGINT)
+        if server is not None:
+            server.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def postgres_server(fsync: bool = True) -> Iterator[str]:
+    """A fresh PostgreSQL; its URL (user `postgres`, database `postgres`, loopback only, no password)."""
+    with postgres_process(fsync=fsync) as server:
+        yield server.url
 
 
 def _wait_for_queries(url: str, timeout_s: float) -> None:

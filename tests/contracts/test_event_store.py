@@ -8,8 +8,10 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+from eventsourcing.persistence import StoredEvent
 
 from ledger import store as store_module
 from ledger.errors import LedgerDamaged, LedgerLocked, LedgerUnavailable
@@ -18,7 +20,7 @@ from ledger.seal import batches, verify
 from ledger.store import EventStore, VersionTaken, last_seal, open_store, sqlite_path
 from tests.contracts.conftest import Place, new_database
 from tests.history import History
-from tests.servers import free_port, postgres_server
+from tests.servers import free_port, postgres_process, postgres_server
 
 HISTORY = History().orders(8).records
 BATCHES = list(batches(HISTORY))
@@ -149,6 +151,67 @@ def test_the_streams_that_exist_are_told_from_those_that_do_not(store):
     assert store.existing([*strangers, *streams]) == streams
     assert store.existing(strangers) == store.existing([]) == set()
     assert store.existing(["order/'; DROP TABLE stored_events; --"]) == set()
+
+
+def test_many_streams_are_read_at_once(store):
+    fill(store)
+    streams = sorted({one.stream for one in HISTORY})
+    strangers = [f"order/stranger_{n}" for n in range(1_200)]
+    assert store.streams([*strangers, *streams]) == {one: store.stream(one) for one in streams}
+    assert store.streams(strangers) == store.streams([]) == {}
+
+
+@pytest.mark.parametrize("after", [0, 3, HEAD - 1])
+def test_a_reader_who_knew_other_cursors_still_misses_nothing(place, store, after):
+    fill(store)
+    store.read(0, HEAD)
+    store._hint = (1, 1_000)  # as after a gap that is no longer there
+    assert list(store.scan(after)) == store.read(after, HEAD) == HISTORY[after:]
+
+
+def test_a_whole_ledger_is_filled_in_one_step_and_only_into_an_empty_store(place, store):
+    store.fill(iter(HISTORY))
+    assert list(store.scan()) == HISTORY
+    with pytest.raises(LedgerUnavailable, match="is not empty"):
+        store.fill(HISTORY)
+
+
+def test_a_filling_that_breaks_off_leaves_the_store_empty(store):
+    def broken() -> Iterator[Recorded]:
+        yield from HISTORY[:20]
+        raise ValueError("the source broke")
+
+    with pytest.raises(ValueError, match="the source broke"):
+        store.fill(broken())
+    with pytest.raises(VersionTaken):
+        store.fill([*HISTORY, HISTORY[0]])
+    assert list(store.scan()) == []
+    store.fill(HISTORY)
+
+
+def recorder_of(place):
+    """The library's own recorder on the same table."""
+    if place.kind == "sqlite":
+        from eventsourcing.sqlite import SQLiteApplicationRecorder, SQLiteDatastore
+
+        return SQLiteApplicationRecorder(SQLiteDatastore(place.path.as_uri(), originator_id_type="text"))
+    from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
+
+    parts = urlsplit(place.url)
+    datastore = PostgresDatastore("postgres", parts.hostname, parts.port, "postgres", "", originator_id_type="text")
+    return PostgresApplicationRecorder(datastore)
+
+
+def test_the_recorder_of_the_library_reads_what_is_stored_and_is_read(place, store):
+    fill(store, BATCHES[:-1])
+    recorder = recorder_of(place)
+    recorder.insert_events([StoredEvent(r.stream, r.version, r.topic, r.state) for r in BATCHES[-1]])
+    read = recorder.select_notifications(None, HEAD + 1)
+    recorder.datastore.close()
+    assert [(n.originator_id, n.originator_version, n.topic, bytes(n.state)) for n in read] == [
+        (r.stream, r.version, r.topic, r.state) for r in HISTORY
+    ]
+    assert list(store.scan()) == HISTORY
 
 
 def test_a_reader_sees_whole_commits_while_they_are_made(place, store):
@@ -299,16 +362,11 @@ def opened(path: Path, *, readonly: bool = False) -> contextlib.closing:
 
 
 def test_every_connection_of_an_sqlite_writer_syncs_fully(file):
-    with opened(file) as store, contextlib.ExitStack() as together:
-        pool = store._datastore.pool
-        together.enter_context(store._datastore.transaction(commit=True)).execute("PRAGMA data_version")
-        for _ in range(4):
-            cursor = together.enter_context(store._datastore.transaction(commit=False))
-            cursor.execute("PRAGMA synchronous")
-            assert cursor.fetchone()[0] == 2
-            cursor.execute("PRAGMA journal_mode")
-            assert cursor.fetchone()[0] == "wal"
-        assert pool.num_in_use == 5
+    with opened(file) as store:
+        store.insert(BATCHES[0])
+        for mode, connection in (("writer", store._writer), ("reader", store._readers[0])):
+            assert connection.execute("PRAGMA synchronous").fetchone() == (2,), mode
+            assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",), mode
 
 
 def test_a_missing_file_says_what_to_do_and_makes_no_file(tmp_path):
@@ -442,3 +500,62 @@ def test_a_lock_whose_connection_was_cut_is_known_to_be_lost(postgres_database):
         lock.check()
     lock.release()
     place.close()
+
+
+def test_parameters_of_the_url_reach_the_server(postgres_database):
+    Place("postgresql", postgres_database).run("CREATE SCHEMA IF NOT EXISTS books")
+    with contextlib.closing(open_store(f"{postgres_database}?options=-csearch_path%3Dbooks")) as store:
+        fill(store)
+    tables = Place("postgresql", postgres_database).run(
+        "SELECT schemaname FROM pg_tables WHERE tablename = %s", "stored_events"
+    )
+    assert tables == [("books",)]
+    Place("postgresql", postgres_database).run("DROP SCHEMA books CASCADE")
+
+
+def test_a_connection_must_be_encrypted_where_the_url_says_so(postgres_url):
+    with pytest.raises(LedgerUnavailable, match="does not support SSL"):
+        open_store(f"{postgres_url}?sslmode=require")
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:hunter2%zz@h/db", "postgresql://u:hunter2@h/db?nonsense=hunter2"])
+def test_a_url_that_cannot_be_read_is_one_line_without_the_password(url):
+    with pytest.raises(LedgerUnavailable, match="LEDGER_URL cannot be read") as error:
+        open_store(url)
+    assert "hunter2" not in one_line(error)
+
+
+def test_the_ledgers_of_two_schemas_have_two_locks(postgres_database):
+    place = Place("postgresql", postgres_database)
+    place.run("CREATE SCHEMA IF NOT EXISTS books")
+    with (
+        contextlib.closing(place.open()) as first,
+        contextlib.closing(open_store(f"{postgres_database}?options=-csearch_path%3Dbooks")) as second,
+    ):
+        locks = [first.lock(), second.lock()]
+        with pytest.raises(LedgerLocked, match=r"\(order-ledger writer .+ \d+\): stop it first, or take"):
+            second.lock()
+        for lock in locks:
+            lock.release()
+    place.run("DROP SCHEMA books CASCADE")
+
+
+def test_a_server_that_does_not_answer_ends_every_call_and_not_the_process(monkeypatch):
+    monkeypatch.setattr("ledger.store_postgres.CALL_S", 0.3)
+    monkeypatch.setattr("ledger.store_postgres.CHECK_S", 0.3)
+    monkeypatch.setattr("ledger.store_postgres.CONNECT_S", 2)  # psycopg takes no less
+    with postgres_process() as server, contextlib.closing(open_store(server.url)) as store:
+        fill(store, BATCHES[:1])
+        lock = store.lock()
+        with server.frozen():
+            with pytest.raises(LedgerLocked, match="lost the writer's lock"):
+                lock.check()
+            for call in (store.head, lambda: store.insert(BATCHES[1]), lambda: store.read(0, 1)):
+                with pytest.raises(LedgerUnavailable) as error:
+                    call()
+                one_line(error)
+        # The server may have taken what it was given before it froze: a repetition tells.
+        with contextlib.suppress(VersionTaken):
+            store.insert(BATCHES[1])
+        assert list(store.scan()) == BATCHES[0] + BATCHES[1]
+        lock.release()
