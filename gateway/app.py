@@ -60,8 +60,8 @@ def utc_now() -> datetime:
 class Service:
     """The whole service. `say` gets the lines for a person."""
 
-    def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
-        self._settings, self._say = settings, say
+    def __init__(self, settings: Settings, say: Callable[[str], None], *, take_over: bool = False) -> None:
+        self._settings, self._say, self._take_over = settings, say, take_over
         self._stop_asked = asyncio.Event()
         self._undo: list[tuple[str, Callable[[], Awaitable[Any]]]] = []
         self._failures: list[asyncio.Future[Any]] = []
@@ -111,7 +111,14 @@ class Service:
         projections = await self._start_projections()
         trade, query = self._terminals()
         connection, account, _ = await _together(self._connect_nats(), trade.connect(), query.connect())
-        ledger = await Ledger.open(store, login=account.login, server=account.server, clock=utc_now, build=BUILD)
+        ledger = await Ledger.open(
+            store,
+            login=account.login,
+            server=account.server,
+            clock=utc_now,
+            build=BUILD,
+            take_over=self._take_over,
+        )
         self._later("ledger", ledger.close)
         self._failures.append(ledger.failure)
         ledger.append(account_stream(account.login), _connected(account, settings), Cause(actor="gateway"))
@@ -360,9 +367,9 @@ class Service:
         self._undo.append((what, undo))
 
 
-async def serve(settings: Settings, say: Callable[[str], None]) -> None:
+async def serve(settings: Settings, say: Callable[[str], None], *, take_over: bool = False) -> None:
     """Runs the service until SIGINT or SIGTERM."""
-    service = Service(settings, say)
+    service = Service(settings, say, take_over=take_over)
     loop = asyncio.get_running_loop()
     for name in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):  # Windows has no signal handlers in its loop

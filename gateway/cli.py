@@ -36,7 +36,14 @@ def cli() -> None:
     "--clickhouse-port", metavar="PORT", help="Preferred port of the read-only ClickHouse endpoint (0 = any)."
 )
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="LOG_LEVEL.")
-def serve(data: str | None, nats_port: str | None, clickhouse_port: str | None, log_level: str | None) -> None:
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="Go on although another writer holds the ledger: that one is fenced and stops.",
+)
+def serve(
+    data: str | None, nats_port: str | None, clickhouse_port: str | None, log_level: str | None, take_over: bool
+) -> None:
     """Take orders until stopped. Without configuration everything it needs runs under the data folder."""
     flags = {
         "data": data,
@@ -53,7 +60,7 @@ def serve(data: str | None, nats_port: str | None, clickhouse_port: str | None, 
         sys.stdout.flush()
 
     with failures():
-        asyncio.run(run(settings, say))
+        asyncio.run(run(settings, say, take_over=take_over))
     say("stopped")
 
 

@@ -85,9 +85,13 @@ class _Watch:
                 del self._busy[key]
 
     def close(self) -> None:
+        """Ends the watch, and every call that is still under way."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
+        with self._guard:
+            for _, descriptor in self._busy.values():
+                _cut(descriptor)
 
     def _run(self) -> None:
         while not self._ended.wait(WATCH_EVERY_S):

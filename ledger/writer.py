@@ -4,24 +4,27 @@ A producer calls `execute` (a command of one order) or `append` (a fact of anoth
 at once, on a state that includes what is not yet durable; the returned future resolves when it is. One task takes
 whatever waits, at most 256 events, gives it dense sequence numbers, closes it with its seal and stores it in one
 transaction. When a commit fails the pending state is ahead of the truth: the writer stops, and the process with it.
+
+`recorded_at` is what the clock says and may go back with it: the order of the events is that of `seq` alone.
 """
 
 import asyncio
-import contextlib
-import threading
+import os
+import socket
+import time
 import uuid
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from queue import SimpleQueue
 from typing import Final, NamedTuple
 
 import msgspec
 
 from ledger.commands import OrderCommand
+from ledger.commit import PATIENCE_S, Committer
 from ledger.decide import decide
-from ledger.errors import ForeignLedger, LedgerDamaged, LedgerError, LedgerFenced, LedgerUnavailable
+from ledger.errors import LedgerError, LedgerFenced, LedgerLocked, LedgerUnavailable
 from ledger.events import (
     WRITER_STREAM,
     BatchSealed,
@@ -32,32 +35,25 @@ from ledger.events import (
     LedgerCreated,
     Recorded,
     Source,
-    decode,
+    WriterTookOver,
     encode,
     order_stream,
     schema_version,
 )
 from ledger.order import Order, evolve
 from ledger.order_events import OrderEvent
+from ledger.resume import Beginning, beginning, lock_or_displace, open_orders, read_orders
 from ledger.seal import GENESIS, close_seal, leaf_hash, merkle_root
-from ledger.store import EventStore, VersionTaken, WriterLock, last_seal
+from ledger.store import EventStore, WriterLock
 from ledger.tail import Tail
 
 MAX_BATCH: Final = 256
 MAX_ENDED_ORDERS: Final = 5_000
 CHECKPOINT_EVERY: Final = 20_000
-HEAD_CHECK_S: Final = 1.0
+GUARD_EVERY_S: Final = 1.0
 SOON_S: Final = 0.002
 LOAD_AT_ONCE: Final = 64
-COMMIT_ATTEMPTS: Final = 5
-
-
-def _event_of(recorded: Recorded) -> Event:
-    """The event. Raises LedgerDamaged when its bytes are none, UnknownSchema when they are of a newer version."""
-    try:
-        return decode(recorded).data
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise LedgerDamaged(f"event {recorded.seq} cannot be read ({error}): run verify", recorded.seq) from None
+TAKE_OVER_ATTEMPTS: Final = 100
 
 
 class Cause(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,46 +89,6 @@ class _Pending(NamedTuple):
     durable: "asyncio.Future[Committed]"
 
 
-class _CommitThread:
-    """Runs one commit after the other outside the loop; a pool would cost more than the hop itself."""
-
-    def __init__(self, work: Callable[[list[Recorded]], None]) -> None:
-        self._work = work
-        self._loop = asyncio.get_running_loop()
-        self._queue: SimpleQueue[tuple[list[Recorded], asyncio.Future[None]] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="ledger-commit", daemon=True)
-        self._thread.start()
-
-    def run(self, records: list[Recorded]) -> "asyncio.Future[None]":
-        done: asyncio.Future[None] = self._loop.create_future()
-        self._queue.put((records, done))
-        return done
-
-    def close(self) -> None:
-        self._queue.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        while (job := self._queue.get()) is not None:
-            records, done = job
-            failure: BaseException | None = None
-            try:
-                self._work(records)
-            except BaseException as error:  # whatever it is, the loop must hear of it
-                failure = error
-            with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
-                self._loop.call_soon_threadsafe(_settle, done, failure)
-
-
-def _settle(done: "asyncio.Future[None]", failure: BaseException | None) -> None:
-    if done.cancelled():
-        return
-    if failure is None:
-        done.set_result(None)
-    else:
-        done.set_exception(failure)
-
-
 class Ledger:
     """The writer. Made by `Ledger.open`; all methods belong to the event loop it was opened in."""
 
@@ -154,9 +110,10 @@ class Ledger:
         self._taken: list[_Pending] = []
         self._wake = asyncio.Event()
         self._soon: asyncio.TimerHandle | None = None
-        self._thread = _CommitThread(self._store_durably)
+        self._committer = Committer(store)
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="ledger-read")
         self._task: asyncio.Task[None] | None = None
+        self._guard: asyncio.Task[None] | None = None
         self._closing = False
         self.failure: asyncio.Future[LedgerError] = asyncio.get_running_loop().create_future()
         self.tail = Tail(store, 0)
@@ -171,29 +128,39 @@ class Ledger:
         clock: Callable[[], datetime],
         build: str,
         config_version: str = "",
+        take_over: bool = False,
     ) -> "Ledger":
         """The writer of this ledger, with its open orders loaded; creates the ledger when it is empty.
 
+        `take_over`: goes on although another writer holds the lock. `WriterTookOver` is then committed before
+        anything else, and from that moment the other one, alive or paused, cannot commit: its next seal has a
+        version that is taken, and an idle one sees the new head within `GUARD_EVERY_S`. It sends no order whose
+        intent is not committed, so what it can still send are intents committed before the take-over. Of those,
+        each call at the broker is refused by the terminal's process after its `not_after`, and on one machine the
+        lock of the terminal keeps a second one from trading at all. Here they are found as open orders whose
+        outcome is unknown: they are looked for at the broker, and none is believed absent before any such call
+        must have ended. (A writer that was paused in the middle of a transaction on SQLite holds the file itself:
+        the take-over then fails, and that process must be ended first.)
+
         Raises LedgerLocked (another writer), ForeignLedger (another account), LedgerDamaged, LedgerUnavailable.
         """
-        lock = await asyncio.to_thread(store.lock)
+        lock, displacing = await asyncio.to_thread(lock_or_displace, store, take_over=take_over)
         ledger = cls(store, lock, clock, build=build, config_version=config_version)
         try:
-            found = await asyncio.to_thread(last_seal, store)
+            found = await asyncio.to_thread(beginning, store, login, server)
+            if found is not None:
+                await ledger._resume(found, displacing=displacing)
+            elif displacing:
+                raise LedgerLocked(f"another process is just creating the ledger {store.name}: there is none yet")
+            ledger._start()
             if found is None:
                 ledger.ledger_id = uuid.uuid4().hex
                 ledger.login, ledger.server = login, server
-                ledger._start()
                 created = LedgerCreated(ledger_id=ledger.ledger_id, login=login, server=server)
                 await ledger.append(WRITER_STREAM, created, Cause(actor="writer"))
-            else:
-                head, seal = found
-                await asyncio.to_thread(ledger._resume, head, seal, login, server)
-                ledger.tail = Tail(store, head.seq)
-                ledger._start()
         except BaseException:
+            await ledger._end()
             lock.release()
-            await asyncio.to_thread(ledger._thread.close)
             raise
         return ledger
 
@@ -215,10 +182,10 @@ class Ledger:
         if not missing:
             return
         if self._store.is_local and len(missing) <= LOAD_AT_ONCE:
-            loaded = self._read_orders(missing)
+            loaded = self._existing_orders(missing)
         else:
             loop = asyncio.get_running_loop()
-            loaded = await loop.run_in_executor(self._readers, self._read_orders, missing)
+            loaded = await loop.run_in_executor(self._readers, self._existing_orders, missing)
         for order in loaded:
             if self.order(order.order_id) is None:  # another message may have been quicker
                 self._keep(order)
@@ -260,10 +227,18 @@ class Ledger:
             self._closing = True
             self._wake.set()
             await self._task
+        await self._end()
         self._lock.release()
-        await asyncio.to_thread(self._thread.close)
-        self._readers.shutdown(wait=True)
         self._store.close()
+
+    async def _end(self) -> None:
+        """Ends what runs beside the caller. A call to a database that hangs is not waited for."""
+        for task in (self._guard, self._task):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        await asyncio.to_thread(self._committer.close)
+        self._readers.shutdown(wait=False)
 
     # --- inside -------------------------------------------------------------------------------------------------
 
@@ -277,49 +252,47 @@ class Ledger:
         self._ended[order.order_id] = order
         self._ended.move_to_end(order.order_id)
 
-    def _read_orders(self, order_ids: list[str]) -> list[Order]:
+    def _existing_orders(self, order_ids: list[str]) -> list[Order]:
         """Those that exist; for the rest an empty state needs no reading."""
         existing = self._store.existing([order_stream(one) for one in order_ids])
-        return [self._read_order(one) for one in order_ids if order_stream(one) in existing]
+        return read_orders(self._store, [one for one in order_ids if order_stream(one) in existing])
 
-    def _read_order(self, order_id: str) -> Order:
-        order = Order(order_id=order_id)
-        for recorded in self._store.stream(order_stream(order_id)):
-            order = evolve(order, _event_of(recorded))  # type: ignore[arg-type]  # an order's stream holds its events
-        return order
+    async def _resume(self, found: Beginning, *, displacing: bool) -> None:
+        self._continue(found)
+        attempt = 1
+        while displacing:
+            try:
+                await self._take_over(found.seal.epoch)
+                break
+            except LedgerFenced:
+                # The other one has committed in between: that is its last time, if this is quick enough.
+                if attempt == TAKE_OVER_ATTEMPTS:
+                    raise
+                attempt += 1
+                again = await asyncio.to_thread(beginning, self._store, self.login, self.server)
+                assert again is not None
+                found = again
+                self._continue(found)
+        self._open = await asyncio.to_thread(open_orders, self._store, self._checkpoint)
 
-    def _resume(self, head: Recorded, seal: BatchSealed, login: int, server: str) -> None:
-        first = self._store.at(1)
-        created = _event_of(first) if first is not None else None
-        if not isinstance(created, LedgerCreated):
-            raise LedgerDamaged(f"ledger {self._store.name} does not begin with its creation", 1)
-        if (created.login, created.server) != (login, server):
-            raise ForeignLedger(
-                f"ledger {self._store.name} belongs to account {created.login} on {created.server}, "
-                f"the terminal is logged in to {login} on {server}: name the right folder or account"
-            )
+    def _continue(self, found: Beginning) -> None:
+        created, head, seal = found
         self.ledger_id, self.login, self.server = created.ledger_id, created.login, created.server
         self.epoch = seal.epoch + 1
         self._seq, self._digest, self._checkpoint = head.seq, seal.digest, seal.checkpoint
         self._versions[WRITER_STREAM] = head.version
-        touched: dict[str, None] = {}
-        if seal.checkpoint:
-            found = self._store.at(seal.checkpoint)
-            data = _event_of(found) if found is not None else None
-            if not isinstance(data, Checkpointed):
-                raise LedgerDamaged(f"the checkpoint {seal.checkpoint} is missing: run verify", seal.checkpoint)
-            touched.update(dict.fromkeys(data.open_orders))
-        for recorded in self._store.scan(seal.checkpoint):
-            kind, _, order_id = recorded.stream.partition("/")
-            if kind == "order":
-                touched[order_id] = None
-        for order_id in touched:
-            order = self._read_order(order_id)
-            if order.is_open:
-                self._open[order_id] = order
+        self.tail = Tail(self._store, head.seq)
+
+    async def _take_over(self, displaced: int) -> None:
+        event = WriterTookOver(
+            epoch=self.epoch, host=socket.gethostname(), pid=os.getpid(), displaced=f"epoch {displaced}"
+        )
+        durable: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
+        await self._commit([_Pending(WRITER_STREAM, 0, [event], Cause(actor="writer"), self._clock(), durable)])
 
     def _start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="ledger-writer")
+        self._guard = asyncio.create_task(self._keep_guard(), name="ledger-guard")
 
     def _enqueue(self, pending: _Pending, *, soon: bool = False) -> None:
         if self.failure.done() or self._closing:
@@ -336,14 +309,8 @@ class Ledger:
 
     async def _run(self) -> None:
         try:
-            while self._queue or not self._closing:
-                if not self._wake.is_set() and not self._closing:
-                    try:
-                        async with asyncio.timeout(HEAD_CHECK_S):
-                            await self._wake.wait()
-                    except TimeoutError:
-                        await self._check_head()
-                        continue
+            while (self._queue or not self._closing) and not self.failure.done():
+                await self._wake.wait()
                 if self._soon is not None:
                     self._soon.cancel()
                     self._soon = None
@@ -361,6 +328,8 @@ class Ledger:
     def _fail(self, error: LedgerError) -> None:
         if not self.failure.done():
             self.failure.set_result(error)
+        self._committer.stop()
+        self._wake.set()
         for pending in (*self._taken, *self._queue):
             if not pending.durable.done():
                 pending.durable.set_exception(error)
@@ -391,13 +360,9 @@ class Ledger:
     async def _commit(self, batch: list[_Pending]) -> None:
         await self._learn_versions(batch)
         records, seal, seqs = self._sealed(batch)
-        if self._store.is_local:
-            # A commit on a local file takes less time than the way to another thread and back.
-            self._store_durably(records)
-            await asyncio.sleep(0)
-        else:
-            await self._thread.run(records)
+        await self._committer.commit(records)
         self._seq, self._digest = records[-1].seq, seal.digest
+        self._taken = []
         for pending, first_seq in zip(batch, seqs, strict=True):
             if not pending.durable.done():
                 pending.durable.set_result(Committed(first_seq, len(pending.events)))
@@ -461,26 +426,30 @@ class Ledger:
         )
         return Fresh(seq, stream, version, topic, encode(envelope), envelope)
 
-    def _store_durably(self, records: list[Recorded]) -> None:
-        """Stores the batch; a commit whose reply was lost is repeated identically and settled by its seal."""
-        for attempt in range(COMMIT_ATTEMPTS):
-            try:
-                self._store.insert(records)
-                return
-            except VersionTaken:
-                if self._store.is_stored(records[-1]):
-                    return
-                raise LedgerFenced(
-                    f"ledger {self._store.name}: another writer committed at {records[0].seq}: this one stops"
-                ) from None
-            except LedgerUnavailable:
-                if attempt == COMMIT_ATTEMPTS - 1:
-                    raise
-
-    async def _check_head(self) -> None:
-        """An idle writer makes sure that it still is the only one."""
+    async def _keep_guard(self) -> None:
+        """Makes sure, every second, that this is still the only writer: its lock is held, and, while nothing is
+        committed here, nothing was committed by anybody else."""
         loop = asyncio.get_running_loop()
-        head = await loop.run_in_executor(self._readers, self._store.head)
-        if head is not None and head.seq > self._seq:
-            raise LedgerFenced(f"ledger {self._store.name}: another writer committed up to {head.seq}: this one stops")
-        await loop.run_in_executor(self._readers, self._lock.check)
+        seen = time.monotonic()
+        try:
+            while True:
+                await asyncio.sleep(GUARD_EVERY_S)
+                before = self._seq
+                try:
+                    await loop.run_in_executor(self._readers, self._lock.check)
+                    head = await loop.run_in_executor(self._readers, self._store.head)
+                except LedgerUnavailable:
+                    # A commit would be tried as long: what heals within that time stops nothing.
+                    if time.monotonic() - seen > PATIENCE_S:
+                        raise
+                    continue
+                seen = time.monotonic()
+                if head is not None and head.seq > before and self._seq == before and not self._taken:
+                    raise LedgerFenced(
+                        f"ledger {self._store.name}: another writer committed up to {head.seq}: this one stops"
+                    )
+        except LedgerError as error:
+            self._fail(error)
+        except Exception as error:
+            self._fail(LedgerUnavailable(f"the guard of the ledger's writer stopped: {error!r}"))
+            raise

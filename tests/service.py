@@ -42,8 +42,8 @@ def run_cli(*arguments: str, stdin: str = "", timeout_s: float = 60, **settings:
 class Service:
     """One data folder, and the process that serves it."""
 
-    def __init__(self, folder: Path, **settings: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *options: str, **settings: str) -> None:
+        self.folder, self.options = folder, options
         self.environment = environment(**settings)
         self.process: subprocess.Popen[bytes] | None = None
         self.output = ""
@@ -53,7 +53,7 @@ class Service:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "serve.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gateway.cli", "serve", "--data", str(self.folder)],
+                [sys.executable, "-m", "gateway.cli", "serve", "--data", str(self.folder), *self.options],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=self.environment,

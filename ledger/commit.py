@@ -1,0 +1,96 @@
+"""Stores sealed batches, one after the other: all of a batch or nothing, and never twice."""
+
+import asyncio
+import contextlib
+import threading
+import time
+from queue import SimpleQueue
+from typing import Final
+
+from ledger.errors import LedgerFenced, LedgerUnavailable
+from ledger.events import Recorded
+from ledger.store import EventStore, VersionTaken
+
+PATIENCE_S: Final = 10.0
+PAUSE_FIRST_S: Final = 0.01
+PAUSE_MOST_S: Final = 0.5
+JOIN_S: Final = 1.0
+
+
+class Committer:
+    """Commits to `store`. A commit of unknown fate is repeated identically until its seal tells: bounded by
+    `PATIENCE_S`, with growing pauses, and never in the event loop."""
+
+    def __init__(self, store: EventStore) -> None:
+        self._store = store
+        self._loop = asyncio.get_running_loop()
+        # One thread and a queue: a pool would cost more than the hop itself.
+        self._queue: SimpleQueue[tuple[list[Recorded], asyncio.Future[None]] | None] = SimpleQueue()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ledger-commit", daemon=True)
+        self._thread.start()
+
+    async def commit(self, records: list[Recorded]) -> None:
+        """Returns when the batch is durable.
+
+        Raises LedgerFenced when another writer holds its place, LedgerUnavailable when it is not known in time
+        whether the batch is stored.
+        """
+        if self._store.is_local:
+            # A commit on a local file takes less time than the way to another thread and back.
+            with contextlib.suppress(LedgerUnavailable):  # the thread repeats it, and says what is wrong if it stays
+                self._store_once(records)
+                await asyncio.sleep(0)
+                return
+        done: asyncio.Future[None] = self._loop.create_future()
+        self._queue.put((records, done))
+        await done
+
+    def stop(self) -> None:
+        """Repeats nothing any more."""
+        self._stopped.set()
+
+    def close(self) -> None:
+        """Ends the thread. One that hangs in a call to the database is left: it ends with the process."""
+        self.stop()
+        self._queue.put(None)
+        self._thread.join(JOIN_S)
+
+    def _run(self) -> None:
+        while (job := self._queue.get()) is not None:
+            records, done = job
+            failure: BaseException | None = None
+            try:
+                self._store_patiently(records)
+            except BaseException as error:  # whatever it is, the loop must hear of it
+                failure = error
+            with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
+                self._loop.call_soon_threadsafe(_settle, done, failure)
+
+    def _store_patiently(self, records: list[Recorded]) -> None:
+        pause_s, deadline = PAUSE_FIRST_S, time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return self._store_once(records)
+            except LedgerUnavailable:
+                if time.monotonic() + pause_s > deadline or self._stopped.wait(pause_s):
+                    raise
+                pause_s = min(2 * pause_s, PAUSE_MOST_S)
+
+    def _store_once(self, records: list[Recorded]) -> None:
+        try:
+            self._store.insert(records)
+        except VersionTaken:
+            if not self._store.is_stored(records[-1]):
+                raise LedgerFenced(
+                    f"ledger {self._store.name}: another writer committed at {records[0].seq}: this one stops"
+                ) from None
+
+
+def _settle(done: "asyncio.Future[None]", failure: BaseException | None) -> None:
+    if done.cancelled():
+        return
+    if failure is None:
+        done.set_result(None)
+    else:
+        done.set_exception(failure)
