@@ -14,6 +14,7 @@ import click
 import orjson
 import structlog
 
+from gateway.cli_backup import backup, restore
 from gateway.cli_common import Failure, data_option, failures, json_option, print_json, settings_of
 from gateway.config import OFF, Secret, Settings
 
@@ -211,6 +212,10 @@ def _ask_folder(settings: Settings, query: str, asked: str) -> "Answer":
         except ClickHouseError as error:
             raise NoAnswer(str(error)) from None
     return Answer(body, asked)
+
+
+cli.add_command(backup)
+cli.add_command(restore)
 
 
 def main() -> None:

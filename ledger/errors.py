@@ -7,6 +7,7 @@ LedgerError                 base: one clear line, with the remedy
  ├─ ForeignLedger           the ledger belongs to another account, server or ledger id
  ├─ UnknownSchema           an event was stored by a newer version than this one
  ├─ LedgerDamaged           stored events contradict their seals; names the first bad seq
+ ├─ BackupUnusable          a backup cannot be made there, or what is there is none
  └─ SinkAhead               a projection holds what this ledger does not: restored backup or wrong folder
 InvariantViolated           a programming error that would endanger money: the process stops
 """
@@ -42,6 +43,10 @@ class LedgerDamaged(LedgerError):
     def __init__(self, text: str, first_bad_seq: int) -> None:
         super().__init__(text)
         self.first_bad_seq = first_bad_seq
+
+
+class BackupUnusable(LedgerError):
+    pass
 
 
 class SinkAhead(LedgerError):

@@ -247,9 +247,9 @@ def _unavailable(name: str) -> Iterator[None]:
 class _SqliteStore(EventStore):
     is_local = True
 
-    def __init__(self, path: Path, *, readonly: bool) -> None:
+    def __init__(self, path: Path, *, readonly: bool, journal: str = "wal") -> None:
         super().__init__(str(path))
-        self._path = path
+        self._path, self._journal = path, journal
         self._readonly = readonly
         self._writing = threading.Lock()
         self._writer: sqlite3.Connection | None = None
@@ -277,8 +277,8 @@ class _SqliteStore(EventStore):
         datastore = SQLiteDatastore(":memory:", originator_id_type="text")
         with _unavailable(self.name):
             self._writer = self._connect("rwc", OPEN_WAIT_S)
-            if self._writer.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-                self._writer.execute("PRAGMA journal_mode=WAL")
+            if self._writer.execute("PRAGMA journal_mode").fetchone()[0] != self._journal:
+                self._writer.execute(f"PRAGMA journal_mode={self._journal}")
             for statement in SQLiteApplicationRecorder(datastore).create_table_statements:
                 self._writer.execute(statement)
             self._writer.execute("PRAGMA busy_timeout=0")
@@ -407,6 +407,16 @@ def open_store(url: str, *, readonly: bool = False) -> EventStore:
 
         return PostgresStore(url, readonly=readonly)
     raise LedgerUnavailable("LEDGER_URL must be sqlite:///relative, sqlite:////absolute or postgresql://…")
+
+
+def open_file(path: Path) -> EventStore:
+    """The ledger in a file that `create_file` made, read only."""
+    return _SqliteStore(path, readonly=True)
+
+
+def create_file(path: Path) -> EventStore:
+    """A new ledger as one file that can be moved and put on read-only media, to be filled and closed."""
+    return _SqliteStore(path, readonly=False, journal="delete")
 
 
 def last_seal(store: EventStore) -> tuple[Recorded, BatchSealed] | None:

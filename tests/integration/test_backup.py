@@ -1,0 +1,265 @@
+"""Backup and restore: every byte, from either database into either, and never half of it."""
+
+import contextlib
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from ledger.backup import EVENTS, MANIFEST, back_up, read_manifest, restore
+from ledger.errors import BackupUnusable, LedgerDamaged, LedgerError, LedgerLocked, LedgerUnavailable
+from ledger.seal import batches, verify
+from ledger.store import EventStore, open_store
+from tests.history import History
+from tests.servers import postgres_server
+
+HISTORY = History().orders(40).records
+CHANGED = "UPDATE stored_events SET state = replace(state, '2026-', '2025-') WHERE rowid = 7"
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def postgres_url():
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture
+def opened(tmp_path, postgres_url):
+    """Opens a fresh, empty ledger of a kind."""
+    with contextlib.ExitStack() as stack:
+
+        def fresh(kind: str, name: str) -> EventStore:
+            url = f"sqlite:///{tmp_path / name}.db" if kind == "sqlite" else _schema(postgres_url, name)
+            return stack.enter_context(contextlib.closing(open_store(url)))
+
+        yield fresh
+
+
+def _schema(url: str, name: str) -> str:
+    import psycopg
+
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"DROP SCHEMA IF EXISTS {name} CASCADE")
+        connection.execute(f"CREATE SCHEMA {name}")
+    return f"{url}?options=-csearch_path%3D{name}"
+
+
+def filled(store: EventStore) -> EventStore:
+    for batch in batches(HISTORY):
+        store.insert(batch)
+    return store
+
+
+def backed_up(store: EventStore, folder: Path):
+    return back_up(store, folder, at=NOW, version="1")
+
+
+@pytest.fixture
+def source(opened) -> EventStore:
+    return filled(opened("sqlite", "source"))
+
+
+@pytest.mark.parametrize("target", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("origin", ["sqlite", "postgresql"])
+def test_a_backup_of_either_database_restores_byte_for_byte_into_either(opened, tmp_path, origin, target):
+    made = backed_up(filled(opened(origin, "source")), tmp_path / "b")
+    store = opened(target, "target")
+    assert restore(tmp_path / "b", store) == made == read_manifest(tmp_path / "b")
+    assert list(store.scan()) == HISTORY
+    assert (made.last_seq, made.digest) == (len(HISTORY), verify(HISTORY).head)
+    assert (made.ledger_id, made.login, made.server) == ("ledger-a", 5001, "Demo")
+
+
+def test_a_restored_ledger_goes_on_where_the_backup_ended(opened, source, tmp_path):
+    backed_up(source, tmp_path / "b")
+    store = opened("postgresql", "target")
+    restore(tmp_path / "b", store)
+    more = History().orders(50).records
+    store.insert(more[len(HISTORY) :])
+    assert list(store.scan()) == more
+    assert verify(store.scan()).ok
+
+
+def test_a_backup_is_one_file_that_needs_no_other_and_can_be_read_only(source, tmp_path):
+    backed_up(source, tmp_path / "b")
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == [EVENTS, MANIFEST]
+    assert (tmp_path / "b" / EVENTS).stat().st_mode & 0o777 == 0o400
+    assert (tmp_path / "b").stat().st_mode & 0o777 == 0o700
+    with contextlib.closing(sqlite3.connect(f"file:{tmp_path / 'b' / EVENTS}?immutable=1", uri=True)) as plain:
+        assert plain.execute("SELECT count(*) FROM stored_events").fetchone() == (len(HISTORY),)
+
+
+def test_what_is_committed_meanwhile_stays_out_of_the_backup(opened, tmp_path):
+    store = opened("sqlite", "source")
+    parts = list(batches(HISTORY))
+    for batch in parts[:10]:
+        store.insert(batch)
+    rest = iter(parts[10:])
+
+    def meanwhile(_, __, records):
+        for one in records:
+            for batch in rest:
+                store.insert(batch)
+                break
+            yield one
+
+    made = back_up(store, tmp_path / "b", at=NOW, version="1", watch=meanwhile)
+    assert made.last_seq == parts[9][-1].seq
+    assert store.head().seq > made.last_seq
+
+
+@pytest.mark.parametrize("there", ["file", "folder"])
+def test_nothing_that_exists_is_overwritten(source, tmp_path, there):
+    place = tmp_path / "b"
+    if there == "file":
+        place.write_text("precious")
+    else:
+        backed_up(source, place)
+    before = place.stat()
+    with pytest.raises(BackupUnusable, match="exists already and is left as it is: name a new folder"):
+        backed_up(source, place)
+    assert (place.stat().st_ino, place.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_an_empty_folder_may_be_used(source, tmp_path):
+    (tmp_path / "b").mkdir()
+    backed_up(source, tmp_path / "b")
+    assert read_manifest(tmp_path / "b").last_seq == len(HISTORY)
+
+
+def test_an_empty_ledger_gives_no_backup(opened, tmp_path):
+    with pytest.raises(BackupUnusable, match="is empty"):
+        backed_up(opened("sqlite", "source"), tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_damaged_ledger_gives_no_backup(source, tmp_path):
+    change(tmp_path / "source.db", CHANGED)
+    with pytest.raises(LedgerDamaged, match=r"is not sound: .*: run verify") as damage:
+        backed_up(source, tmp_path / "b")
+    assert damage.value.first_bad_seq <= 7
+    assert not [path for path in tmp_path.iterdir() if not path.name.startswith("source")]
+
+
+def change(path: Path, statement: str) -> None:
+    path.chmod(0o600)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(statement)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        CHANGED,
+        f"DELETE FROM stored_events WHERE rowid > {len(HISTORY) - 5}",
+        "DELETE FROM stored_events WHERE rowid = 9",
+        "DELETE FROM stored_events",
+    ],
+)
+def test_a_changed_backup_is_refused_and_nothing_is_written(opened, source, tmp_path, statement):
+    backed_up(source, tmp_path / "b")
+    change(tmp_path / "b" / EVENTS, statement)
+    target = opened("sqlite", "target")
+    with pytest.raises(LedgerDamaged, match=r"the backup .* (is not sound|ends at event)"):
+        restore(tmp_path / "b", target)
+    assert list(target.scan()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"format":2,', b"\xff"])
+def test_a_folder_that_is_no_backup_is_refused_in_one_line(opened, tmp_path, content):
+    (tmp_path / "b").mkdir()
+    target = opened("sqlite", "target")
+    with pytest.raises(BackupUnusable, match="no backup at"):
+        restore(tmp_path / "b", target)
+    (tmp_path / "b" / MANIFEST).write_bytes(content)
+    with pytest.raises(BackupUnusable, match="no backup at") as error:
+        restore(tmp_path / "b", target)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_ledger_that_holds_anything_is_left_as_it_is(opened, source, tmp_path, kind):
+    backed_up(source, tmp_path / "b")
+    target = opened(kind, "target")
+    other = History("ledger-b").records
+    target.insert(other)
+    with pytest.raises(LedgerUnavailable, match="is not empty"):
+        restore(tmp_path / "b", target)
+    assert list(target.scan()) == other
+
+
+def test_a_ledger_with_a_writer_is_not_restored_over(opened, source, tmp_path):
+    backed_up(source, tmp_path / "b")
+    target = opened("postgresql", "target")
+    lock = target.lock()
+    with pytest.raises(LedgerLocked):
+        restore(tmp_path / "b", target)
+    lock.release()
+    restore(tmp_path / "b", target)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ledger.backup import back_up, restore
+from ledger.store import open_store
+from datetime import UTC, datetime
+
+def watch(title, total, records):
+    for number, one in enumerate(records):
+        if title == sys.argv[4] and number == total - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield one
+
+what, url, folder = sys.argv[1:4]
+if what == "back_up":
+    back_up(open_store(url, readonly=True), Path(folder), at=datetime.now(UTC), version="1", watch=watch)
+else:
+    restore(Path(folder), open_store(url), watch)
+"""
+
+
+def killed(*arguments: object) -> None:
+    ended = subprocess.run([sys.executable, "-c", KILLED, *map(str, arguments)], timeout=60, check=False)
+    assert ended.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("title", ["copying", "verifying the backup"])
+def test_a_backup_that_is_killed_leaves_no_backup_behind(source, tmp_path, title):
+    killed("back_up", f"sqlite:///{tmp_path / 'source.db'}", tmp_path / "b", title)
+    assert not (tmp_path / "b").exists()
+    backed_up(source, tmp_path / "b")
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_restore_that_is_killed_leaves_the_ledger_empty(opened, source, tmp_path, postgres_url, kind):
+    backed_up(source, tmp_path / "b")
+    url = f"sqlite:///{tmp_path / 'target.db'}" if kind == "sqlite" else _schema(postgres_url, "killed")
+    killed("restore", url, tmp_path / "b", "restoring")
+    with contextlib.closing(open_store(url)) as target:
+        assert list(target.scan()) == []
+        restore_when_free(tmp_path / "b", target)
+        assert list(target.scan()) == HISTORY
+
+
+def restore_when_free(folder: Path, target: EventStore) -> None:
+    """PostgreSQL notices only after a moment that a process is gone."""
+    for _ in range(500):
+        try:
+            restore(folder, target)
+            return
+        except LedgerLocked:
+            os.sched_yield()
+    raise AssertionError("the lock of a killed process stays")
+
+
+def test_a_backup_that_cannot_be_written_is_one_line(source, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(LedgerError, match=r"cannot write the backup .*: Not a directory"):
+        backed_up(source, tmp_path / "file" / "b")
