@@ -7,6 +7,7 @@ Stop: no new orders, calls at the broker end, news go out, the ledger is closed 
 import asyncio
 import contextlib
 import gc
+import math
 import os
 import signal
 import time
@@ -35,13 +36,13 @@ from gateway.terminal import TerminalProcess, TerminalStatus
 from gateway.terminal_child import TerminalSettings
 from ledger.account_events import AccountConnected, AccountDisconnected, ConfigurationAccepted
 from ledger.account_events import LoginRefused as LoginRefusal
-from ledger.errors import LedgerError
+from ledger.errors import LedgerError, SinkAhead
 from ledger.events import account_stream
 from ledger.heads import key_id
 from ledger.store import EventStore, open_store, sqlite_path
 from ledger.values import plain
 from ledger.writer import Cause, Ledger
-from projections.follower import Follower, Pace
+from projections.follower import Follower, Pace, remedy_of
 from projections.settings import EMBEDDED, ProjectionSettings
 
 log = structlog.get_logger()
@@ -139,10 +140,13 @@ class Service:
         self._tell_ledger(store, ledger)
         self._say(f"  seal key     {key_id(key.public_key().public_bytes_raw())} ({settings.data / PUBLIC_FILE})")
         self._tell_terminal(account)
+        # Before anything is committed or sent: whoever follows this ledger may hold what a restored one lacks.
+        await self._start_outbox(connection, store, ledger)
+        found = await self._await_projections(projections)
 
+        ledger.append(account_stream(account.login), _connected(account, settings), Cause(actor="gateway"))
         submitter = Submitter(ledger, trade, query, settings, utc_now)
         submitter.set_broker_utc_offset(account.server_utc_offset_s or 0)
-        await self._start_outbox(connection, store, ledger)
         ledger.tail.on_commit(projections.wake)
         submitter.start()
         self._failures.append(submitter.failure)
@@ -153,7 +157,6 @@ class Service:
         self._trade_changed = self._on_terminal_change(ledger, account)
         await bus.start()
         self._failures.append(bus.failure)
-        found = await self._await_projections(projections)
         self._write_run_file(ledger, account, found)
 
     async def _start_projections(self) -> ProjectionProcess:
@@ -262,7 +265,10 @@ class Service:
             on_failure=ledger.tail.wake,
         )
         follower = Follower(ledger.tail, outbox, Pace(max_events=2048))
-        await follower.start(NATS_CONNECT_S)
+        try:
+            await follower.start(NATS_CONNECT_S)
+        except SinkAhead as ahead:
+            raise SinkAhead(f"{ahead}: {remedy_of(ahead)}") from None
         task = asyncio.create_task(follower.run(), name="outbox")
 
         async def stop() -> None:
@@ -275,11 +281,13 @@ class Service:
         self._failures.append(task)
 
     async def _await_projections(self, process: ProjectionProcess) -> dict[str, Any]:
-        """What the projections say of themselves. Orders do not wait for them: without them the service is degraded."""
+        """What the projections say of themselves. One that holds what this ledger does not ends the start; without
+        an answer in time the service goes on, degraded."""
         try:
             found = await process.ready(PROJECTIONS_READY_S)
         except TimeoutError:
             self._say("  clickhouse   not ready yet: orders are taken, rows follow")
+            self._failures.append(asyncio.ensure_future(_refused_late(process)))
             return {}
         settings = self._settings
         url = found.get("clickhouse_http")
@@ -398,6 +406,12 @@ async def serve(settings: Settings, say: Callable[[str], None], *, take_over: bo
 async def _ended(server: NatsServer) -> StartFailed:
     await server.wait_ended()
     return StartFailed("the bundled nats-server ended: see its log under nats/ in the data folder")
+
+
+async def _refused_late(process: ProjectionProcess) -> None:
+    """Raises StartFailed should the projections still refuse this ledger."""
+    await process.ready(math.inf)
+    await asyncio.Event().wait()
 
 
 async def _cancelled(task: "asyncio.Task[Any]") -> None:

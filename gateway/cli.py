@@ -15,7 +15,7 @@ import orjson
 import structlog
 
 from gateway import cli_ledger
-from gateway.cli_backup import backup, restore
+from gateway.cli_backup import backup, restore_command
 from gateway.cli_bench import bench
 from gateway.cli_common import Failure, data_option, failures, json_option, print_json, settings_of
 from gateway.config import OFF, Secret, Settings
@@ -197,12 +197,18 @@ def _ask_folder(settings: Settings, query: str, asked: str) -> "Answer":
     return Answer(body, asked)
 
 
+def _read_audit(folder: Path) -> Any:
+    from projections.audit_files import read_audit
+
+    return read_audit(folder)
+
+
 cli.add_command(bench)
 cli.add_command(cli_ledger.history)
 cli.add_command(cli_ledger.orders)
 cli.add_command(cli_ledger.export)
 cli.add_command(backup)
-cli.add_command(restore)
+cli.add_command(restore_command(_read_audit))
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -25,41 +25,69 @@ def backup(folder: str, data: str | None, as_json: bool) -> None:
     from datetime import UTC, datetime
     from importlib.metadata import version
 
+    from msgspec import to_builtins
+
     from gateway.show import open_ledger
     from ledger.backup import back_up
 
     settings = settings_of({"data": data})
-    path = Path(folder).expanduser().absolute()
+    path = _path(folder)
     with failures(), contextlib.closing(open_ledger(settings)) as store, _watched(shown=not as_json) as watch:
         manifest = back_up(store, path, at=datetime.now(UTC), version=version("order-ledger"), watch=watch)
-    _tell(manifest, as_json, f"backup of {manifest.last_seq} events in {path}, verified")
+    if as_json:
+        print_json(to_builtins(manifest))
+        return
+    account = f"account {manifest.login} on {manifest.server}"
+    _print(
+        f"backup of {manifest.last_seq} events in {path}, verified",
+        f"ledger {manifest.ledger_id}, {account}, head {manifest.digest}",
+    )
 
 
-@click.command()
-@click.argument("folder", metavar="DIR")
-@data_option
-@json_option
-def restore(folder: str, data: str | None, as_json: bool) -> None:
-    """Put the backup DIR into an empty ledger: that of the data folder, or LEDGER_URL.
+def restore_command(read_audit: Callable[[Path], Iterable["Recorded"]]) -> click.Command:
+    """`restore`. `read_audit`: the events that the audit files of a folder hold."""
 
-    Orders sent after the backup are then unknown to this ledger. What ClickHouse, the audit log or NATS hold of them
-    stops the next start of the service, until you decide.
-    """
-    from ledger.backup import read_manifest
-    from ledger.backup import restore as put_back
-    from ledger.store import open_store
+    @click.command()
+    @click.argument("folder", metavar="DIR")
+    @data_option
+    @click.option(
+        "--audit", metavar="DIR", help="Add what came after the backup, from the audit files in DIR (DATA/audit)."
+    )
+    @json_option
+    def restore(folder: str, data: str | None, audit: str | None, as_json: bool) -> None:
+        """Put the backup DIR into an empty ledger: that of the data folder, or LEDGER_URL.
 
-    settings = settings_of({"data": data})
-    path = Path(folder).expanduser().absolute()
-    with failures():
-        read_manifest(path)  # before a new ledger is made for it
-        with (
-            contextlib.closing(open_store(settings.ledger_url.reveal())) as store,
-            _watched(shown=not as_json) as watch,
-        ):
-            manifest = put_back(path, store, watch)
-            name = store.name
-    _tell(manifest, as_json, f"restored {manifest.last_seq} events into {name}, verified")
+        Orders sent after the backup are then unknown to this ledger. What NATS, ClickHouse or the audit log hold of
+        them stops the next start of the service on the same data folder, until you decide: restore with --audit,
+        or into a new data folder, where everything is rebuilt from the ledger. Look at the broker before the second.
+        """
+        from ledger.backup import read_manifest
+        from ledger.backup import restore as put_back
+        from ledger.errors import BackupUnusable
+        from ledger.store import open_store
+
+        settings = settings_of({"data": data})
+        path, log = _path(folder), _path(audit) if audit is not None else None
+        with failures():
+            read_manifest(path)  # before a new ledger is made for it
+            if log is not None and not log.is_dir():
+                raise BackupUnusable(f"there is no folder {log}: name the one with the audit files")
+            with (
+                contextlib.closing(open_store(settings.ledger_url.reveal())) as store,
+                _watched(shown=not as_json) as watch,
+            ):
+                found = put_back(path, store, watch, None if log is None else lambda: read_audit(log))
+                line = f"restored {found.last_seq} events into {store.name}, verified"
+        if as_json:
+            print_json({"ledger_id": found.ledger_id, "last_seq": found.last_seq, "digest": found.head})
+        else:
+            _print(line, f"head {found.head}")
+
+    return restore
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser().absolute()
 
 
 @contextlib.contextmanager
@@ -74,18 +102,11 @@ def _watched(*, shown: bool) -> Iterator[Callable[[str, int, Iterable["Recorded"
     yield watch
 
 
-def _tell(manifest: Any, as_json: bool, line: str) -> None:
-    import msgspec
+def _print(line: str, detail: str) -> None:
+    from rich.markup import escape
 
-    if as_json:
-        print_json(msgspec.to_builtins(manifest))
-        return
     from gateway.show import console
 
     out = console()
-    out.print(line, soft_wrap=True)
-    out.print(
-        f"ledger {manifest.ledger_id}, account {manifest.login} on {manifest.server}, head {manifest.digest}",
-        style="dim",
-        soft_wrap=True,
-    )
+    out.print(escape(line), soft_wrap=True)
+    out.print(escape(detail), style="dim", soft_wrap=True)

@@ -264,9 +264,10 @@ class Submitter:
             sends.append((order_id, step.attempt, request, point))
         if durable is None:
             return
+        # Counted from before the commit: a process that is paused behind it, and displaced, sends nothing any more.
+        not_after = time.monotonic() + self._settings.not_after_s
         # One writer commits in order: when the last intent is durable, all are.
         await durable
-        not_after = time.monotonic() + self._settings.not_after_s
         began = time.perf_counter()
         outcomes = await self._trade.send([Send(request, not_after) for _, _, request, _ in sends])
         latency_s = Decimal(round((time.perf_counter() - began) * 1e6)) / 1_000_000

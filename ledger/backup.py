@@ -19,7 +19,7 @@ import msgspec
 from ledger.errors import BackupUnusable, LedgerDamaged, LedgerUnavailable
 from ledger.events import LedgerCreated, Recorded
 from ledger.resume import event_of
-from ledger.seal import Verification, verify
+from ledger.seal import Verification, batches, verify
 from ledger.store import EventStore, create_file, last_seal, open_file
 
 EVENTS: Final = "events.db"
@@ -104,23 +104,40 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def restore(folder: Path, store: EventStore, watch: Watch = _unwatched) -> Manifest:
-    """Stores the events of a backup in an empty ledger, byte for byte, in one step, and returns its manifest.
+def restore(
+    folder: Path, store: EventStore, watch: Watch = _unwatched, later: Callable[[], Iterable[Recorded]] | None = None
+) -> Verification:
+    """Stores the events of a backup in an empty ledger, byte for byte, in one step, and returns what is there then.
 
-    The backup is verified before anything is written, the ledger afterwards. Raises BackupUnusable or LedgerDamaged
-    when the backup is not what its manifest says, LedgerLocked when a writer is at work, LedgerUnavailable when the
-    ledger is not empty or cannot be written: then it is as it was.
+    `later` gives, each time it is called, the same events of the same ledger from a log kept elsewhere: those behind
+    the backup are restored too, up to the last whole commit. Everything is verified before anything is written, and
+    the ledger afterwards. Raises BackupUnusable or LedgerDamaged when the backup is not what its manifest says, or
+    the log does not continue it, LedgerLocked when a writer is at work, LedgerUnavailable when the ledger is not
+    empty or cannot be written: then it is as it was.
     """
     manifest = read_manifest(folder)
-    _confirm(folder, manifest, watch, f"the backup {folder}")
-    lock = store.lock()
-    try:
-        with contextlib.closing(_open(folder)) as source:
-            store.fill(watch("restoring", manifest.last_seq, source.scan()))
-        _compare(verify(watch("verifying the ledger", manifest.last_seq, store.scan())), manifest, store.name)
-    finally:
-        lock.release()
-    return manifest
+    whole = _confirm(folder, manifest, watch, f"the backup {folder}")
+    with contextlib.closing(_open(folder)) as source:
+
+        def records() -> Iterator[Recorded]:
+            yield from source.scan()
+            if later is not None:
+                behind = (one for one in later() if one.seq > manifest.last_seq)
+                for batch in batches(behind):
+                    yield from batch
+
+        if later is not None:
+            whole = verify(watch("verifying what came later", manifest.last_seq, records()))
+            _must_be_sound(whole, f"what the log adds to the backup {folder}")
+        lock = store.lock()
+        try:
+            store.fill(watch("restoring", whole.last_seq, records()))
+            found = verify(watch("verifying the ledger", whole.last_seq, store.scan()))
+        finally:
+            lock.release()
+    _must_be_sound(found, f"the ledger {store.name}")
+    _must_end(found, whole.ledger_id, whole.last_seq, whole.head, f"the ledger {store.name}")
+    return found
 
 
 def _copy(records: Iterable[Recorded], path: Path, total: int, watch: Watch) -> None:
@@ -128,19 +145,24 @@ def _copy(records: Iterable[Recorded], path: Path, total: int, watch: Watch) -> 
         target.fill(watch("copying", total, records))
 
 
-def _confirm(folder: Path, manifest: Manifest, watch: Watch, what: str) -> None:
+def _confirm(folder: Path, manifest: Manifest, watch: Watch, what: str) -> Verification:
     with contextlib.closing(_open(folder)) as source:
-        _compare(verify(watch("verifying the backup", manifest.last_seq, source.scan())), manifest, what)
+        found = verify(watch("verifying the backup", manifest.last_seq, source.scan()))
+    _must_be_sound(found, what)
+    _must_end(found, manifest.ledger_id, manifest.last_seq, manifest.digest, what)
+    return found
 
 
-def _compare(found: Verification, manifest: Manifest, what: str) -> None:
+def _must_be_sound(found: Verification, what: str) -> None:
     if not found.ok:
         raise LedgerDamaged(f"{what} is not sound: {found.problem}: run verify", found.first_bad_seq or 0)
-    if (found.ledger_id, found.last_seq, found.head) != (manifest.ledger_id, manifest.last_seq, manifest.digest):
+
+
+def _must_end(found: Verification, ledger_id: str, last_seq: int, digest: str, what: str) -> None:
+    if (found.ledger_id, found.last_seq, found.head) != (ledger_id, last_seq, digest):
         raise LedgerDamaged(
-            f"{what} ends at event {found.last_seq} ({found.head[:12]}…), "
-            f"the manifest says {manifest.last_seq} ({manifest.digest[:12]}…)",
-            min(found.last_seq, manifest.last_seq) + 1,
+            f"{what} ends at event {found.last_seq} ({found.head[:12]}…), not at {last_seq} ({digest[:12]}…)",
+            min(found.last_seq, last_seq) + 1,
         )
 
 

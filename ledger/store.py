@@ -345,11 +345,12 @@ class _SqliteStore(EventStore):
 
     def close(self) -> None:
         self._closed = True
+        # The writer's last: only a connection that may write carries the log over into the file at its end.
+        self._close_readers()
         with self._writing:
             if self._writer is not None:
                 self._writer.close()
                 self._writer = None
-        self._close_readers()
 
     def _give_back(self, connection: sqlite3.Connection) -> None:
         self._readers.append(connection)

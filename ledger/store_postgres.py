@@ -319,6 +319,9 @@ class _AdvisoryLock:
             raise LedgerLocked(f"lost the writer's lock of {self._name}: its connection ended. Start again") from None
 
     def release(self) -> None:
+        # Said in so many words: the server notices the end of a connection only after a while.
+        with contextlib.suppress(psycopg.Error), self._watch.over(self._connection, CHECK_S):
+            self._connection.execute("SELECT pg_advisory_unlock_all()")
         self._connection.close()
 
 

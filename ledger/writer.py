@@ -100,7 +100,7 @@ class Ledger:
         self.ledger_id = ""
         self.login, self.server = 0, ""
         self.epoch = 1
-        self._seq = 0
+        self._seq = self._began_at = 0
         self._digest = GENESIS
         self._checkpoint = 0
         self._versions: OrderedDict[str, int] = OrderedDict()
@@ -220,9 +220,9 @@ class Ledger:
         return durable
 
     async def close(self) -> None:
-        """Commits what waits, records a checkpoint, releases the lock."""
+        """Commits what waits, records a checkpoint if anything was committed, releases the lock."""
         if self._task is not None and not self.failure.done():
-            if self._checkpoint != self._seq - 1:
+            if self._seq != self._began_at and self._checkpoint != self._seq - 1:
                 self._checkpoint_now()
             self._closing = True
             self._wake.set()
@@ -279,7 +279,8 @@ class Ledger:
         created, head, seal = found
         self.ledger_id, self.login, self.server = created.ledger_id, created.login, created.server
         self.epoch = seal.epoch + 1
-        self._seq, self._digest, self._checkpoint = head.seq, seal.digest, seal.checkpoint
+        self._seq = self._began_at = head.seq
+        self._digest, self._checkpoint = seal.digest, seal.checkpoint
         self._versions[WRITER_STREAM] = head.version
         self.tail = Tail(self._store, head.seq)
 

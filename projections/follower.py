@@ -359,8 +359,9 @@ def remedy_of(error: BaseException) -> str:
         return error.remedy
     if isinstance(error, SinkAhead):
         return (
-            "if the ledger was restored from a backup, restore the missing part or rebuild this projection from the "
-            "ledger; if the folder or server is another ledger's, correct the setting. Nothing was changed"
+            "if the ledger was restored from a backup, restore it with --audit, which adds what the audit log holds, "
+            "or into a new data folder, where all is rebuilt from the ledger; "
+            "if the folder or server is another ledger's, correct the setting. Nothing was changed"
         )
     if isinstance(error, LedgerError):
         return "upgrade this program or repair the ledger, then start again: the projection continues where it stopped"

@@ -127,11 +127,17 @@ class PostgresServer:
     def kill(self) -> None:
         """kill -9 of every process of it, as a power failure would end them."""
         assert self._process is not None
+        parent = self._process.pid
         self._process.send_signal(signal.SIGSTOP)  # so that it makes no more of them
-        for pid in self._processes():
+        while _status(parent)[0] not in "TZ":
+            time.sleep(0.001)
+        processes = self._processes()
+        for pid in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._process.wait()
+        while any(_status(pid)[0] not in "XZ" for pid in processes):  # until then they hold the shared memory
+            time.sleep(0.001)
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
@@ -152,12 +158,17 @@ class PostgresServer:
         """Its process ids, those of the children first."""
         assert self._process is not None
         parent = self._process.pid
-        children = []
-        for entry in Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError):
-                if int(entry.read_text().rpartition(")")[2].split()[1]) == parent:
-                    children.append(int(entry.parent.name))
-        return [*children, parent]
+        others = [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
+        return [*(pid for pid in others if _status(pid)[1] == parent), parent]
+
+
+def _status(pid: int) -> tuple[str, int]:
+    """State and parent of a process, as Linux tells them; ("X", 0) when there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "X", 0
+    return fields[0], int(fields[1])
 
 
 @contextlib.contextmanager

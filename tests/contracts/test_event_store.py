@@ -369,6 +369,13 @@ def test_every_connection_of_an_sqlite_writer_syncs_fully(file):
             assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",), mode
 
 
+def test_a_closed_ledger_is_one_file(file):
+    with opened(file) as store:
+        fill(store)
+        assert list(store.scan()) == HISTORY
+    assert [one.name for one in file.parent.iterdir()] == ["ledger.db"]
+
+
 def test_a_missing_file_says_what_to_do_and_makes_no_file(tmp_path):
     missing = tmp_path / "nowhere" / "ledger.db"
     with pytest.raises(LedgerUnavailable) as error:

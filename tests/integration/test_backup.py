@@ -1,7 +1,10 @@
 """Backup and restore: every byte, from either database into either, and never half of it."""
 
+import asyncio
 import contextlib
 import os
+import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -9,6 +12,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+import orjson
 import pytest
 
 from ledger.backup import EVENTS, MANIFEST, back_up, read_manifest, restore
@@ -17,6 +21,7 @@ from ledger.seal import batches, verify
 from ledger.store import EventStore, open_store
 from tests.history import History
 from tests.servers import postgres_server
+from tests.service import Listener, Service, market_order, run_cli, serving, stop_simulated_broker
 
 HISTORY = History().orders(40).records
 CHANGED = "UPDATE stored_events SET state = replace(state, '2026-', '2025-') WHERE rowid = 7"
@@ -70,7 +75,9 @@ def source(opened) -> EventStore:
 def test_a_backup_of_either_database_restores_byte_for_byte_into_either(opened, tmp_path, origin, target):
     made = backed_up(filled(opened(origin, "source")), tmp_path / "b")
     store = opened(target, "target")
-    assert restore(tmp_path / "b", store) == made == read_manifest(tmp_path / "b")
+    found = restore(tmp_path / "b", store)
+    assert made == read_manifest(tmp_path / "b")
+    assert (found.last_seq, found.head) == (made.last_seq, made.digest)
     assert list(store.scan()) == HISTORY
     assert (made.last_seq, made.digest) == (len(HISTORY), verify(HISTORY).head)
     assert (made.ledger_id, made.login, made.server) == ("ledger-a", 5001, "Demo")
@@ -84,6 +91,25 @@ def test_a_restored_ledger_goes_on_where_the_backup_ended(opened, source, tmp_pa
     store.insert(more[len(HISTORY) :])
     assert list(store.scan()) == more
     assert verify(store.scan()).ok
+
+
+def test_what_came_after_the_backup_is_restored_from_a_log_kept_elsewhere(opened, source, tmp_path):
+    backed_up(source, tmp_path / "b")
+    more = History().orders(50).records
+    store = opened("sqlite", "target")
+    found = restore(tmp_path / "b", store, later=lambda: iter(more[:-1]))  # its last commit is torn
+    whole = [one for batch in batches(more[:-1]) for one in batch]
+    assert list(store.scan()) == whole
+    assert found.last_seq == whole[-1].seq > len(HISTORY)
+
+
+def test_a_log_of_another_past_is_refused_and_nothing_is_written(opened, source, tmp_path):
+    backed_up(source, tmp_path / "b")
+    store = opened("sqlite", "target")
+    for other in (History("ledger-b").orders(50).records, History().orders(50).records[len(HISTORY) + 5 :]):
+        with pytest.raises(LedgerDamaged, match=r"what the log adds to the backup .* is not sound"):
+            restore(tmp_path / "b", store, later=lambda other=other: iter(other))
+    assert list(store.scan()) == []
 
 
 def test_a_backup_is_one_file_that_needs_no_other_and_can_be_read_only(source, tmp_path):
@@ -263,3 +289,139 @@ def test_a_backup_that_cannot_be_written_is_one_line(source, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(LedgerError, match=r"cannot write the backup .*: Not a directory"):
         backed_up(source, tmp_path / "file" / "b")
+
+
+# --- the service ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rolled_back(tmp_path_factory):
+    """A data folder that was backed up under way, served on and stopped; its ledger is then that of the backup."""
+    home = tmp_path_factory.mktemp("rolled")
+    with serving(home / "d") as service:  # leaves no process behind, also of the broker
+        asyncio.run(trade(service, "before"))
+        made = service.cli("backup", str(home / "b"), "--json")
+        assert made.returncode == 0, made.stderr
+        asyncio.run(trade(service, "after"))
+        service.stop()
+    full = events_of(home / "d")
+    (home / "lost").mkdir()
+    for path in (home / "d").glob("ledger.db*"):
+        path.rename(home / "lost" / path.name)
+    done = run_cli("restore", str(home / "b"), "--data", str(home / "d"))
+    assert done.returncode == 0, done.stderr
+    assert f"restored {orjson.loads(made.stdout)['last_seq']} events" in done.stdout
+    return home, full
+
+
+async def trade(service: Service, order_id: str) -> None:
+    async with Listener(service.info["nats_url"]) as listener:
+        await listener.send(market_order(order_id))
+        await listener.final(order_id)
+
+
+def events_of(folder: Path) -> list:
+    with contextlib.closing(open_store(f"sqlite:///{folder / 'ledger.db'}", readonly=True)) as store:
+        return list(store.scan())
+
+
+def refused_start(folder: Path, **settings: str) -> subprocess.CompletedProcess:
+    try:
+        done = run_cli("serve", "--data", str(folder), **settings)
+    finally:
+        stop_simulated_broker(folder)
+    assert done.returncode == 1
+    return done
+
+
+@pytest.mark.parametrize(
+    ("sink", "gone"),
+    [("nats", []), ("clickhouse", ["nats", "audit"]), ("audit", ["nats", "clickhouse"])],
+    ids=lambda one: one,
+)
+def test_a_service_on_a_restored_older_ledger_stops_and_names_what_holds_more(rolled_back, tmp_path, sink, gone):
+    home, full = rolled_back
+    shutil.copytree(home / "d", tmp_path / "d", symlinks=True)
+    for name in gone:
+        shutil.rmtree(tmp_path / "d" / name)
+    before = events_of(tmp_path / "d")
+    assert before == full[: len(before)]
+    done = refused_start(tmp_path / "d")
+    line = done.stderr.splitlines()[-1]
+    held = full[-1].seq if sink != "nats" else r"\d+"
+    assert re.match(
+        rf"order-ledger: (projections: )?{sink} holds event {held}, but the ledger ends at {len(before)}[:.] ", line
+    )
+    assert "restore it with --audit" in line
+    assert "READY" not in done.stdout
+    assert events_of(tmp_path / "d") == before  # not even a connection was recorded
+
+
+def test_with_the_audit_log_nothing_is_lost_and_the_service_goes_on(rolled_back, tmp_path):
+    home, full = rolled_back
+    shutil.copytree(home / "d", tmp_path / "d", symlinks=True)
+    for path in (tmp_path / "d").glob("ledger.db*"):
+        path.unlink()
+    folder = str(tmp_path / "d")
+    done = run_cli("restore", str(home / "b"), "--data", folder, "--audit", f"{folder}/audit")
+    assert done.returncode == 0, done.stderr
+    restored = events_of(tmp_path / "d")
+    # What came behind the last write to the audit files was never told to it.
+    assert restored == full[: len(restored)]
+    assert len(restored) == len(full)
+    with serving(tmp_path / "d") as service:
+        asyncio.run(trade(service, "once_more"))
+        assert orjson.loads(service.cli("verify", "--json").stdout)["ok"]
+
+
+def test_in_a_new_folder_everything_is_rebuilt_from_the_restored_ledger(rolled_back, tmp_path):
+    home, _ = rolled_back
+    assert run_cli("restore", str(home / "b"), "--data", str(tmp_path / "new")).returncode == 0
+    with serving(tmp_path / "new") as service:
+        asyncio.run(trade(service, "once_more"))
+        found = service.cli("sql", "SELECT count(DISTINCT order_id) FROM executions", "--json")
+        assert found.returncode == 0
+        assert orjson.loads(service.cli("history", "before", "--json").stdout)[-1]["topic"] == "order.filled"
+        assert service.cli("history", "after").returncode == 1
+
+
+def test_a_restore_over_a_ledger_and_a_backup_of_nothing_are_one_line_each(rolled_back, tmp_path):
+    home, _ = rolled_back
+    for arguments, told in {
+        ("restore", str(home / "b"), "--data", str(home / "d")): "is not empty",
+        ("restore", str(tmp_path), "--data", str(tmp_path / "new")): "no backup at",
+        (
+            "restore",
+            str(home / "b"),
+            "--data",
+            str(tmp_path / "new"),
+            "--audit",
+            str(tmp_path / "x"),
+        ): "there is no folder",
+        ("backup", str(tmp_path / "b2"), "--data", str(tmp_path / "new")): "no ledger at",
+        ("backup", str(home / "b"), "--data", str(home / "d")): "exists already",
+    }.items():
+        done = run_cli(*arguments)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+        assert told in done.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_another_gateway_takes_the_ledger_over_from_one_that_runs(tmp_path):
+    url = f"sqlite:///{tmp_path / 'shared' / 'ledger.db'}"
+    with serving(tmp_path / "a", LEDGER_URL=url) as old:
+        refused = refused_start(tmp_path / "b", LEDGER_URL=url)
+        assert "stop it first, or take the ledger over by `serve --take-over`" in refused.stderr
+        new = Service(tmp_path / "c", "--take-over", LEDGER_URL=url)
+        try:
+            new.start()
+            _, _ = old.process.communicate(timeout=10)
+            assert old.process.returncode == 1
+            assert "another writer committed" in old.log().splitlines()[-1]
+            asyncio.run(trade(new, "mine_now"))
+        finally:
+            new.end()
+    with contextlib.closing(open_store(url, readonly=True)) as store:
+        records = list(store.scan())
+    assert verify(records).ok
+    assert "writer.took_over" in {one.topic for one in records}

@@ -180,7 +180,7 @@ async def test_a_ledger_restored_from_an_old_backup_halts_the_start(
     process = await ProjectionProcess.start(tmp_path)
     failed = await process.until("failed")
     assert "but the ledger ends at" in failed["error"]
-    assert "rebuild this projection" in failed["remedy"]
+    assert "into a new data folder, where all is rebuilt" in failed["remedy"]
     assert await process.process.wait() == 3
     restored.close()
 
