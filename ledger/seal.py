@@ -7,58 +7,69 @@ can move between two fields or two events unseen. All of it can be checked with 
 """
 
 import hashlib
+import struct
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
 from ledger.errors import LedgerError
-from ledger.events import WRITER_STREAM, BatchSealed, LedgerCreated, Recorded, decode
+from ledger.events import WRITER_STREAM, BatchSealed, HeadSigned, LedgerCreated, Recorded, decode
 
 GENESIS: Final = "0" * 64
 _TAIL: Final = len('"}}')
 _DIGEST: Final = 64
+_KIND_SEQ_LENGTH: Final = struct.Struct(">cQI")
+_VERSION_LENGTH: Final = struct.Struct(">QI")
+_LENGTH: Final = struct.Struct(">I")
 
 
-def _framed(recorded: Recorded, state: bytes) -> bytes:
+def _hashed(kind: bytes, recorded: Recorded, state: bytes) -> "hashlib._Hash":
     stream, topic = recorded.stream.encode(), recorded.topic.encode()
-    return b"".join(
-        (
-            recorded.seq.to_bytes(8, "big"),
-            len(stream).to_bytes(4, "big"),
-            stream,
-            recorded.version.to_bytes(8, "big"),
-            len(topic).to_bytes(4, "big"),
-            topic,
-            len(state).to_bytes(4, "big"),
-            state,
+    return hashlib.sha256(
+        b"".join(
+            (
+                _KIND_SEQ_LENGTH.pack(kind, recorded.seq, len(stream)),
+                stream,
+                _VERSION_LENGTH.pack(recorded.version, len(topic)),
+                topic,
+                _LENGTH.pack(len(state)),
+                state,
+            )
         )
     )
 
 
 def leaf_hash(recorded: Recorded) -> bytes:
     """SHA-256 of 0x00 and the framed event."""
-    return hashlib.sha256(b"\x00" + _framed(recorded, recorded.state)).digest()
+    return _hashed(b"\x00", recorded, recorded.state).digest()
+
+
+def merkle_parents(level: Sequence[bytes]) -> list[bytes]:
+    """The next level of the tree: pairs hashed, an odd last node carried upwards unchanged.
+
+    Repeated, it gives the RFC's tree: its split at the largest power of two below n leaves complete subtrees on the
+    left.
+    """
+    nodes = [hashlib.sha256(b"\x01" + level[i] + level[i + 1]).digest() for i in range(0, len(level) - 1, 2)]
+    if len(level) % 2:
+        nodes.append(level[-1])
+    return nodes
 
 
 def merkle_root(leaves: Sequence[bytes]) -> bytes:
     """RFC 9162 Merkle tree hash of leaf hashes; of none, SHA-256 of nothing."""
     if not leaves:
         return hashlib.sha256(b"").digest()
-    # Hashing level by level, carrying an odd last node upwards unchanged, gives the RFC's tree: its split at the
-    # largest power of two below n leaves complete subtrees on the left.
-    level = list(leaves)
+    level = leaves
     while len(level) > 1:
-        nodes = [hashlib.sha256(b"\x01" + level[i] + level[i + 1]).digest() for i in range(0, len(level) - 1, 2)]
-        if len(level) % 2:
-            nodes.append(level[-1])
-        level = nodes
+        level = merkle_parents(level)
     return level[0]
 
 
 def seal_digest(seal: Recorded) -> str:
     """The digest a stored seal must carry: over everything of it that stands before the digest itself."""
-    return hashlib.sha256(b"\x02" + _framed(seal, seal.state[: -_DIGEST - _TAIL])).hexdigest()
+    return _hashed(b"\x02", seal, seal.state[: -_DIGEST - _TAIL]).hexdigest()
 
 
 def close_seal(seal: Recorded) -> Recorded:
@@ -84,23 +95,55 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
         return self.first_bad_seq is None
 
 
+class Proven(NamedTuple):
+    """How far a ledger is proven: the seq and the digest of a seal, and how many seals there are up to it."""
+
+    seq: int = 0
+    seals: int = 0
+    digest: str = GENESIS
+
+
+class Witness(Protocol):
+    """Knows heads of the ledger, and is told what verification finds. Its methods raise HeadContradicts."""
+
+    def sealed(self, ledger_id: str, proven: Proven) -> None:
+        """A seal that fits all that stands before it; every one, in order."""
+        ...
+
+    def signed(self, ledger_id: str, head: HeadSigned) -> None:
+        """A head among the events of the seal just told."""
+        ...
+
+    def ended(self, ledger_id: str, proven: Proven) -> None:
+        """The ledger ends with this seal."""
+        ...
+
+
+class HeadContradicts(Exception):
+    """A signed head and the ledger do not fit; `proven` is what can still be trusted."""
+
+    def __init__(self, text: str, proven: Proven) -> None:
+        super().__init__(text)
+        self.proven = proven
+
+
 class _Broken(Exception):
     """Which event contradicts the others. Suspicion falls on its whole batch: what was changed in it so that they
     contradict each other, only the seal could tell, and it cannot be reached any more."""
 
 
 class _Verifier:
-    """Folds stored events in their stored order; raises _Broken at the first contradiction."""
+    """Folds stored events in their stored order; raises _Broken or HeadContradicts at the first contradiction."""
 
-    def __init__(self) -> None:
+    def __init__(self, witness: Witness | None) -> None:
         self.expected = 1
         self.versions: dict[str, int] = {}
         self.batch: list[Recorded] = []
-        self.proven = 0
-        self.seals = 0
-        self.head = GENESIS
+        self.heads: list[HeadSigned] = []
+        self.proven = Proven()
         self.epoch = 0
         self.ledger_id = ""
+        self.witness = witness
 
     def take(self, recorded: Recorded) -> None:
         seq = self.expected
@@ -128,16 +171,18 @@ class _Verifier:
             self._seal(recorded, data)
         else:
             self.batch.append(recorded)
+            if isinstance(data, HeadSigned):
+                self.heads.append(data)
         self.versions[recorded.stream] = version
         self.expected += 1
 
     def _seal(self, recorded: Recorded, seal: BatchSealed) -> None:
-        seq, first = recorded.seq, self.proven + 1
+        seq, first = recorded.seq, self.proven.seq + 1
         if recorded.stream != WRITER_STREAM:
             raise _Broken(f"the seal {seq} stands on {recorded.stream}")
         if seal.digest != seal_digest(recorded) or not recorded.state.endswith(f'"{seal.digest}"}}}}'.encode()):
             raise _Broken(f"the seal {seq} was changed: its digest does not match its bytes")
-        if seal.previous != self.head:
+        if seal.previous != self.proven.digest:
             raise _Broken(f"the seal {seq} does not continue the seal before it")
         if (seal.first, seal.last) != (first, seq - 1):
             raise _Broken(f"the seal {seq} covers {seal.first} to {seal.last}, not {first} to its own")
@@ -145,33 +190,47 @@ class _Verifier:
             raise _Broken(f"the seal {seq} is of epoch {seal.epoch}, after epoch {self.epoch}")
         if merkle_root([leaf_hash(one) for one in self.batch]).hex() != seal.root:
             raise _Broken(f"events {seal.first} to {seal.last} do not match their seal {seq}")
-        self.head, self.epoch, self.proven = seal.digest, seal.epoch, seq
-        self.seals += 1
+        self.epoch = seal.epoch
+        self.proven = Proven(seq, self.proven.seals + 1, seal.digest)
         self.batch.clear()
+        if self.witness is not None:
+            self.witness.sealed(self.ledger_id, self.proven)
+            for head in self.heads:
+                self.witness.signed(self.ledger_id, head)
+        self.heads.clear()
+
+    def end(self) -> None:
+        if self.batch:
+            raise _Broken(f"events from {self.batch[0].seq} on carry no seal")
+        if self.witness is not None:
+            self.witness.ended(self.ledger_id, self.proven)
 
 
-def verify(records: Iterable[Recorded]) -> Verification:
-    """Checks all events in stored order, from the first.
+def verify(records: Iterable[Recorded], witness: Witness | None = None) -> Verification:
+    """Checks all events in stored order, from the first, and against the heads that the witness knows.
 
     Finds any changed, removed, inserted or reordered event, an unsealed tail, a gap in `seq` or in a stream.
-    A cut at the end of a seal can only be found against a head kept elsewhere.
+    A cut at the end of a seal, and a ledger rewritten with all its seals, only a witness can find.
     """
-    state = _Verifier()
+    state = _Verifier(witness)
     problem = ""
+    proven: Proven | None = None
     try:
         for recorded in records:
             state.take(recorded)
-        if state.batch:
-            raise _Broken(f"events from {state.batch[0].seq} on carry no seal")
+        state.end()
     except _Broken as broken:
         problem = str(broken)
+    except HeadContradicts as contradiction:
+        problem, proven = str(contradiction), contradiction.proven
+    proven = proven or state.proven
     return Verification(
-        events=state.proven,
-        seals=state.seals,
-        last_seq=state.proven,
-        head=state.head,
+        events=proven.seq,
+        seals=proven.seals,
+        last_seq=proven.seq,
+        head=proven.digest,
         ledger_id=state.ledger_id,
-        first_bad_seq=state.proven + 1 if problem else None,
+        first_bad_seq=proven.seq + 1 if problem else None,
         problem=problem,
     )
 

@@ -26,7 +26,7 @@ PURE = {
     "ledger/order.py": {"datetime", "decimal", "enum", "types", "typing", "msgspec"},
     "ledger/decide.py": {"datetime", "decimal", "typing", "msgspec"},
     "ledger/plan.py": {"datetime", "decimal", "typing", "msgspec"},
-    "ledger/seal.py": {"hashlib", "collections", "typing", "msgspec"},
+    "ledger/seal.py": {"hashlib", "struct", "collections", "typing", "msgspec"},
     "ledger/errors.py": set(),
     "projections/rows.py": {"collections", "datetime", "decimal", "typing", "msgspec", "json", "hashlib"},
     "gateway/messages.py": {"datetime", "decimal", "typing", "msgspec"},
