@@ -28,6 +28,7 @@ from gateway.broker import Account, LoginRefused, TerminalError
 from gateway.bus import OrderBus
 from gateway.config import OFF, Settings, safe_url
 from gateway.embedded import NatsServer, ProjectionProcess, StartFailed, free_port
+from gateway.heads import PUBLIC_FILE, HeadSigner, seal_key
 from gateway.outbox import Outbox
 from gateway.submit import Submitter
 from gateway.terminal import TerminalProcess, TerminalStatus
@@ -35,6 +36,7 @@ from gateway.terminal_child import TerminalSettings
 from ledger.account_events import AccountConnected, AccountDisconnected
 from ledger.errors import LedgerError
 from ledger.events import account_stream
+from ledger.heads import key_id
 from ledger.store import EventStore, open_store, sqlite_path
 from ledger.values import plain
 from ledger.writer import Cause, Ledger
@@ -107,6 +109,7 @@ class Service:
         self._say(f"order-ledger {BUILD}, data in {settings.data}")
         lock = _lock_folder(settings.data)
         self._later("folder", lambda: asyncio.to_thread(lock.release))
+        key = await asyncio.to_thread(seal_key, settings.data, settings.seal_key)
         store = await asyncio.to_thread(open_store, settings.ledger_url.reveal())
         projections = await self._start_projections()
         trade, query = self._terminals()
@@ -114,8 +117,13 @@ class Service:
         ledger = await Ledger.open(store, login=account.login, server=account.server, clock=utc_now, build=BUILD)
         self._later("ledger", ledger.close)
         self._failures.append(ledger.failure)
+        every_s, every_seals = settings.seal_sign_every_s, settings.seal_sign_every_seals
+        signer = HeadSigner(ledger, key, utc_now, every_s=every_s, every_seals=every_seals)
+        self._failures.append(signer.start())
+        self._later("signed head", signer.stop)
         ledger.append(account_stream(account.login), _connected(account, settings), Cause(actor="gateway"))
         self._tell_ledger(store, ledger)
+        self._say(f"  seal key     {key_id(key.public_key().public_bytes_raw())} ({settings.data / PUBLIC_FILE})")
         self._tell_terminal(account)
 
         submitter = Submitter(ledger, trade, query, settings, utc_now)

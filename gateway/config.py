@@ -71,6 +71,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     mt5_password: Secret = Secret("")
     simulated_seed: int = 1
 
+    seal_key: Secret | None = None
+    seal_sign_every_s: float = 60.0
+    seal_sign_every_seals: int = 1_000
+
     policy: Policy = Policy()
     call_deadline_s: float = 10.0
     not_after_s: float = 2.0
@@ -132,6 +136,9 @@ VARIABLES: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "MT5_PATH": ("mt5_path", str),
     "MT5_PASSWORD": ("mt5_password", Secret),
     "SIMULATED_SEED": ("simulated_seed", _number(int, 0, 2**63 - 1)),
+    "SEAL_KEY": ("seal_key", Secret),
+    "SEAL_SIGN_EVERY_S": ("seal_sign_every_s", _number(float, 0.1, 86_400)),
+    "SEAL_SIGN_EVERY_SEALS": ("seal_sign_every_seals", _number(int, 1, 1_000_000)),
     "VALIDATE_BEFORE_SEND": ("policy.validate_before_send", _switch),
     "MAX_ORDER_AGE_S": ("policy.max_order_age_s", _seconds),
     "MAX_ORDER_LIFE_S": ("policy.max_order_life_s", _seconds),
@@ -199,6 +206,7 @@ def _objections(settings: Settings) -> list[str]:
             "KAFKA_BROKERS names the audit log (or off)": settings.kafka_brokers is None,
             "CLICKHOUSE_URL names the projections (or off)": settings.clickhouse_url is None,
             "TERMINAL names the broker's terminal": settings.terminal == "simulated",
+            "SEAL_KEY holds the key that signs the ledger": settings.seal_key is None,
         }
         problems.extend(f"MODE=production takes no stand-in: {what}" for what, missing in named.items() if missing)
     return problems

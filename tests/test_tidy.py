@@ -27,6 +27,7 @@ PURE = {
     "ledger/decide.py": {"datetime", "decimal", "typing", "msgspec"},
     "ledger/plan.py": {"datetime", "decimal", "typing", "msgspec"},
     "ledger/seal.py": {"hashlib", "struct", "collections", "typing", "msgspec"},
+    "ledger/heads.py": {"hashlib", "collections", "datetime", "typing", "msgspec", "cryptography"},
     "ledger/errors.py": set(),
     "projections/rows.py": {"collections", "datetime", "decimal", "typing", "msgspec", "json", "hashlib"},
     "gateway/messages.py": {"datetime", "decimal", "typing", "msgspec"},
