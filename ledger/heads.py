@@ -55,16 +55,21 @@ def sign_head(key: Ed25519PrivateKey, ledger_id: str, seq: int, digest: str, at:
     )
 
 
-def signature_holds(ledger_id: str, head: HeadSigned) -> bool:
-    """Whether the head was signed by the key it names, for this ledger."""
+def is_signed(text: bytes, public_key: str, signature: str) -> bool:
+    """Whether the Ed25519 signature over the text holds; key and signature in lower hexadecimal."""
     try:
-        public = bytes.fromhex(head.public_key)
-        if head.key_id != key_id(public):
-            return False
-        Ed25519PublicKey.from_public_bytes(public).verify(bytes.fromhex(head.signature), text_of(ledger_id, head))
+        public, signed = bytes.fromhex(public_key), bytes.fromhex(signature)
+        Ed25519PublicKey.from_public_bytes(public).verify(signed, text)
     except (ValueError, InvalidSignature):
         return False
-    return True
+    return (public.hex(), signed.hex()) == (public_key, signature)
+
+
+def signature_holds(ledger_id: str, head: HeadSigned) -> bool:
+    """Whether the head was signed by the key it names, for this ledger."""
+    return is_signed(text_of(ledger_id, head), head.public_key, head.signature) and head.key_id == key_id(
+        bytes.fromhex(head.public_key)
+    )
 
 
 def read_public_key(pem: bytes, name: str) -> str:

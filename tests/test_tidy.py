@@ -28,6 +28,7 @@ PURE = {
     "ledger/plan.py": {"datetime", "decimal", "typing", "msgspec"},
     "ledger/seal.py": {"hashlib", "struct", "collections", "typing", "msgspec"},
     "ledger/heads.py": {"hashlib", "collections", "datetime", "typing", "msgspec", "cryptography"},
+    "ledger/proof.py": {"json", "bisect", "collections", "typing", "msgspec"},
     "ledger/errors.py": set(),
     "projections/rows.py": {"collections", "datetime", "decimal", "typing", "msgspec", "json", "hashlib"},
     "gateway/messages.py": {"datetime", "decimal", "typing", "msgspec"},
