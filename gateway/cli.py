@@ -14,6 +14,7 @@ import click
 import orjson
 import structlog
 
+from gateway import cli_proof
 from gateway.cli_common import Failure, data_option, failures, json_option, print_json, settings_of
 from gateway.config import OFF, Secret, Settings
 
@@ -134,23 +135,6 @@ def sql(query: str, data: str | None, as_json: bool) -> None:
 
 
 @cli.command()
-@data_option
-@json_option
-def verify(data: str | None, as_json: bool) -> None:
-    """Check every event and seal of the ledger. Exit code 0 only if all of them hold."""
-    from gateway.show import print_verification, verify_ledger
-
-    settings = settings_of({"data": data})
-    with failures():
-        found = verify_ledger(settings, progress=not as_json)
-    if as_json:
-        print_json(found)
-    else:
-        print_verification(found)
-    sys.exit(0 if found["ok"] else 2)
-
-
-@cli.command()
 @click.option("--keep", metavar="DIR", help="Keep the data in DIR (must be new or empty).")
 @json_option
 def demo(keep: str | None, as_json: bool) -> None:
@@ -204,6 +188,10 @@ def _ask_folder(settings: Settings, query: str, asked: str) -> "Answer":
         except ClickHouseError as error:
             raise NoAnswer(str(error)) from None
     return Answer(body, asked)
+
+
+cli.add_command(cli_proof.verify)
+cli.add_command(cli_proof.prove)
 
 
 def main() -> None:
