@@ -146,14 +146,19 @@ def _told_of_heads(found: dict[str, Any]) -> list[str]:
             f"key {heads['keys'][0]}" if heads["one_key"] else f"{len(heads['keys'])} keys: {', '.join(heads['keys'])}"
         )
         behind = found["last_seq"] - heads["signed_to"]
-        lines = [f"signed: {heads['inside']} heads, up to event {heads['signed_to']} ({behind} behind it), by {keys}"]
+        count = _heads_in_words(heads["inside"])
+        lines = [f"signed: {count}, up to event {heads['signed_to']} ({behind} behind it), by {keys}"]
     if heads["file"] is None:
         lines.append(
             "no head from elsewhere was compared, so a cut at the end of a seal could not be seen: see --heads"
         )
         return lines
-    line = f"witnessed: {heads['elsewhere']} heads in {heads['file']}, up to event {heads['witnessed_to']}"
+    line = f"witnessed: {_heads_in_words(heads['elsewhere'])} in {heads['file']}, up to event {heads['witnessed_to']}"
     return [*lines, line if heads["file_given"] else f"{line}; a copy kept elsewhere shows more: --heads FILE"]
+
+
+def _heads_in_words(count: int) -> str:
+    return f"{count} head{'s' * (count != 1)}"
 
 
 def _proof_of(settings: Settings, order_id: str) -> bytes:
