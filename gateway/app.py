@@ -128,15 +128,6 @@ class Service:
         )
         self._later("ledger", ledger.close)
         self._failures.append(ledger.failure)
-        accepted = ConfigurationAccepted(
-            version=version, origin="flags, environment, defaults", digest=digest, settings=described(settings)
-        )
-        ledger.append(account_stream(account.login), accepted, Cause(actor="gateway"))
-        every_s, every_seals = settings.seal_sign_every_s, settings.seal_sign_every_seals
-        signer = HeadSigner(ledger, key, utc_now, every_s=every_s, every_seals=every_seals)
-        self._failures.append(signer.start())
-        self._later("signed head", signer.stop)
-        ledger.append(account_stream(account.login), _connected(account, settings), Cause(actor="gateway"))
         self._tell_ledger(store, ledger)
         self._say(f"  seal key     {key_id(key.public_key().public_bytes_raw())} ({settings.data / PUBLIC_FILE})")
         self._tell_terminal(account)
@@ -144,7 +135,15 @@ class Service:
         await self._start_outbox(connection, store, ledger)
         found = await self._await_projections(projections)
 
+        accepted = ConfigurationAccepted(
+            version=version, origin="flags, environment, defaults", digest=digest, settings=described(settings)
+        )
+        ledger.append(account_stream(account.login), accepted, Cause(actor="gateway"))
         ledger.append(account_stream(account.login), _connected(account, settings), Cause(actor="gateway"))
+        every_s, every_seals = settings.seal_sign_every_s, settings.seal_sign_every_seals
+        signer = HeadSigner(ledger, key, utc_now, every_s=every_s, every_seals=every_seals)
+        self._failures.append(signer.start())
+        self._later("signed head", signer.stop)
         submitter = Submitter(ledger, trade, query, settings, utc_now)
         submitter.set_broker_utc_offset(account.server_utc_offset_s or 0)
         ledger.tail.on_commit(projections.wake)

@@ -14,7 +14,7 @@ import click
 import orjson
 import structlog
 
-from gateway import cli_ledger
+from gateway import cli_ledger, cli_proof
 from gateway.cli_backup import backup, restore_command
 from gateway.cli_bench import bench
 from gateway.cli_common import Failure, data_option, failures, json_option, print_json, settings_of
@@ -125,23 +125,6 @@ def sql(query: str, data: str | None, as_json: bool) -> None:
 
 
 @cli.command()
-@data_option
-@json_option
-def verify(data: str | None, as_json: bool) -> None:
-    """Check every event and seal of the ledger. Exit code 0 only if all of them hold."""
-    from gateway.show import print_verification, verify_ledger
-
-    settings = settings_of({"data": data})
-    with failures():
-        found = verify_ledger(settings, progress=not as_json)
-    if as_json:
-        print_json(found)
-    else:
-        print_verification(found)
-    sys.exit(0 if found["ok"] else 2)
-
-
-@cli.command()
 @click.option("--keep", metavar="DIR", help="Keep the data in DIR (must be new or empty).")
 @json_option
 def demo(keep: str | None, as_json: bool) -> None:
@@ -209,6 +192,8 @@ cli.add_command(cli_ledger.orders)
 cli.add_command(cli_ledger.export)
 cli.add_command(backup)
 cli.add_command(restore_command(_read_audit))
+cli.add_command(cli_proof.verify)
+cli.add_command(cli_proof.prove)
 
 
 def main() -> None:

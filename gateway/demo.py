@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gateway.cli_proof import verify_ledger
 from gateway.client import News, NoAnswer, connect, order_id_of, publish, running
 from gateway.config import Settings, load
 from gateway.embedded import StartFailed
@@ -30,7 +31,6 @@ from gateway.show import (
     outcome_line,
     progress_bar,
     rows_table,
-    verify_ledger,
 )
 
 READY_S: Final = 30.0

@@ -3,25 +3,32 @@
 Files are named by their first event and its day and change with the day and at a size; both are judged at each
 commit, by the ledger alone, so that a rebuild writes the same files. A batch is on the disk when `write` returns.
 Whatever stands behind the last complete seal is a torn write and is cut off before anything is added.
+
+Signed heads stand in `seals.jsonl` besides, as stored, one a line. They are written before their batch, so that none
+is missing, and what a repeated batch finds there already is not written again. Nothing is ever cut off from that
+file but a torn line: it is a witness against the ledger.
 """
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
 
-from ledger.events import Recorded
+from ledger.events import HeadSigned, Recorded, seq_of
 from ledger.seal import batches
 from projections.follower import SEALED, Batch, Position, SinkRefused
 from projections.records import AuditRecord, audit_record, position_of, recorded_from
 
 T = TypeVar("T")
+HEADS_FILE: Final = "seals.jsonl"
 FILE_BYTES: Final = 64 * 1024 * 1024
 _TAIL: Final = 256 * 1024
+_SIGNED: Final = HeadSigned.topic()
 _SEAL_MARK: Final = f'"topic":"{SEALED}"'.encode()
 _APPEND: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _decoder = msgspec.json.Decoder(AuditRecord)
@@ -37,22 +44,34 @@ class AuditFilesSink:
         self._folder, self._limit = folder, file_bytes
         self._file: Path | None = None
         self._size = 0
+        self._heads: set[bytes] = set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="audit")
 
     async def open(self) -> None:
         await self._call(lambda: self._folder.mkdir(parents=True, exist_ok=True, mode=0o700))
 
     async def position(self) -> Position | None:
-        return await self._call(self._recover)
+        return await self._call(self._recover_all)
 
     async def write(self, batch: Batch) -> None:
-        await self._call(lambda: self._append(batch.records))
+        await self._call(lambda: self._append_all(batch.records))
 
     async def close(self) -> None:
         self._thread.shutdown(wait=False)
 
     async def _call(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _recover_all(self) -> Position | None:
+        held = self._recover()
+        self._heads = _heads_behind(self._folder / HEADS_FILE, held.seq if held else 0)
+        return held
+
+    def _append_all(self, records: Sequence[Recorded]) -> None:
+        heads = [one.state for one in records if one.topic == _SIGNED]
+        self._flush(self._folder / HEADS_FILE, [one for one in heads if one not in self._heads])
+        self._append(records)
+        self._heads.difference_update(heads)
 
     def _recover(self) -> Position | None:
         """Cuts off what is torn and finds the last seal, from the end of the last file."""
@@ -133,6 +152,23 @@ def read_audit(folder: Path) -> Iterator[Recorded]:
                     yield recorded_from(_decoder.decode(line))
                 except (msgspec.MsgspecError, ValueError, KeyError) as error:
                     raise SinkRefused(f"{path.name} line {number} is no audit record: {error}") from None
+
+
+def _heads_behind(path: Path, seq: int) -> set[bytes]:
+    """The heads in the file that stand behind this seq in the ledger. Cuts off a torn line."""
+    found: set[bytes] = set()
+    whole = 0
+    with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                file.truncate(whole)
+                os.fsync(file.fileno())
+                break
+            whole += len(line)
+            with contextlib.suppress(msgspec.MsgspecError, ValueError):  # verification tells of a line that is no head
+                if seq_of(line) > seq:
+                    found.add(line.rstrip(b"\n"))
+    return found
 
 
 def _last_seal(path: Path) -> tuple[int, Recorded] | None:

@@ -3,7 +3,8 @@
 One batch is one transaction, so the log ends at a seal or shows nothing of the batch. The position is read from the
 log itself: the highest committed seq of this ledger over all partitions. What a failed commit did is never guessed:
 the producer is made anew, which ends the old transaction one way or the other, and then the log is read. Several
-ledgers may share the topic; records are told apart by the ledger id in `event_id`.
+ledgers may share the topic; records are told apart by the ledger id in `event_id`. Signed heads go to a topic of
+their own besides, in the same transaction, so that a witness need not read all the rest.
 """
 
 import asyncio
@@ -19,22 +20,24 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.helpers import create_ssl_context
 from aiokafka.structs import ConsumerRecord
 
-from ledger.events import Recorded
+from ledger.events import HeadSigned, Recorded
 from projections.follower import Batch, Position, SinkRefused, SinkUnavailable
 from projections.records import TOPIC, audit_record, position_of, recorded_from_headers
 
 if TYPE_CHECKING:
     from ssl import SSLContext
 
+SEALS_TOPIC: Final = "broker_communication_seals"
 PARTITIONS: Final = 6
 RETENTION_MS: Final = 7 * 366 * 24 * 3600 * 1000
 _SETTLE_S: Final = 5.0
 _STOP_S: Final = 1.0
 _FIRST_LOOK: Final = 256
+_SIGNED: Final = HeadSigned.topic()
 
 
 class KafkaSink:
-    """See the module. `brokers` is a comma list; `replication` is used when the topic is created, `call_s` is
+    """See the module. `brokers` is a comma list; `replication` is used when a topic is created, `call_s` is
     the longest that opening or writing one batch may take."""
 
     name = "kafka"
@@ -47,9 +50,11 @@ class KafkaSink:
         options: dict[str, str] | None = None,
         replication: int = 1,
         topic: str = TOPIC,
+        seals_topic: str = SEALS_TOPIC,
         call_s: float = 15.0,
     ) -> None:
         self._ledger_id, self._topic, self._replication, self._call_s = ledger_id, topic, replication, call_s
+        self._seals_topic = seals_topic
         self._connection: dict[str, Any] = {"bootstrap_servers": brokers, **client_options(options or {})}
         self._producer: AIOKafkaProducer | None = None
         self._partitions: list[int] = []
@@ -58,7 +63,7 @@ class KafkaSink:
         await self.close()
         with _translated():
             async with asyncio.timeout(self._call_s):
-                await self._ensure_topic()
+                await self._ensure_topics()
                 # The stable id fences a predecessor and ends whatever transaction it left open.
                 producer = AIOKafkaProducer(
                     **self._connection,
@@ -93,7 +98,9 @@ class KafkaSink:
                 async with asyncio.timeout(self._call_s):
                     await producer.begin_transaction()
                     for recorded in batch.records:
-                        sent.append(await self._send(producer, recorded))
+                        sent.append(await self._send(producer, recorded, self._topic, recorded.stream))
+                        if recorded.topic == _SIGNED:
+                            sent.append(await self._send(producer, recorded, self._seals_topic, self._ledger_id))
                     await producer.flush()
                     for future in sent:
                         future.result()
@@ -112,40 +119,39 @@ class KafkaSink:
         if producer is not None:
             await _ended(producer)
 
-    async def _send(self, producer: AIOKafkaProducer, recorded: Recorded) -> "asyncio.Future[Any]":
+    async def _send(
+        self, producer: AIOKafkaProducer, recorded: Recorded, topic: str, key: str
+    ) -> "asyncio.Future[Any]":
         record = audit_record(recorded)
         recorded_at = datetime.fromisoformat(record.headers["recorded_at"])
         future: asyncio.Future[Any] = await producer.send(
-            self._topic,
-            key=record.key.encode(),
+            topic,
+            key=key.encode(),
             value=recorded.state,
             headers=[(name, value.encode()) for name, value in record.headers.items()],
             timestamp_ms=int(recorded_at.timestamp() * 1000),
         )
         return future
 
-    async def _ensure_topic(self) -> None:
+    async def _ensure_topics(self) -> None:
         admin = AIOKafkaAdminClient(**self._connection, request_timeout_ms=10_000)
         try:
             await admin.start()
-            if self._topic not in await admin.list_topics():
-                await self._make_topic(admin)
-            while not await self._know_partitions(admin):  # noqa: ASYNC110  # no event tells of a new leader
-                await asyncio.sleep(0.05)
+            known = await admin.list_topics()
+            for topic, partitions in ((self._topic, PARTITIONS), (self._seals_topic, 1)):
+                if topic not in known:
+                    await self._make_topic(admin, topic, partitions)
+            for topic in (self._seals_topic, self._topic):
+                while not (found := await _partitions(admin, topic)):  # noqa: ASYNC110  # no event tells of a leader
+                    await asyncio.sleep(0.05)
+            self._partitions = found
         finally:
             await admin.close()
 
-    async def _know_partitions(self, admin: AIOKafkaAdminClient) -> bool:
-        """Reads which partitions the topic has; False while one of them has no leader yet."""
-        (found,) = await admin.describe_topics([self._topic])
-        parts = found["partitions"]
-        self._partitions = sorted(one["partition"] for one in parts)
-        return found["error_code"] == 0 and bool(parts) and all(one["leader"] >= 0 for one in parts)
-
-    async def _make_topic(self, admin: AIOKafkaAdminClient) -> None:
+    async def _make_topic(self, admin: AIOKafkaAdminClient, name: str, partitions: int) -> None:
         topic = NewTopic(
-            self._topic,
-            num_partitions=PARTITIONS,
+            name,
+            num_partitions=partitions,
             replication_factor=self._replication,
             topic_configs={"retention.ms": str(RETENTION_MS), "cleanup.policy": "delete"},
         )
@@ -228,6 +234,15 @@ def client_options(options: dict[str, str]) -> dict[str, Any]:
         context: SSLContext = create_ssl_context(**named)
         arguments["ssl_context"] = context
     return arguments
+
+
+async def _partitions(admin: AIOKafkaAdminClient, topic: str) -> list[int]:
+    """The partitions of the topic; none while one of them has no leader yet."""
+    (found,) = await admin.describe_topics([topic])
+    parts = found["partitions"]
+    if found["error_code"] != 0 or not all(one["leader"] >= 0 for one in parts):
+        return []
+    return sorted(one["partition"] for one in parts)
 
 
 def _looked_at(future: "asyncio.Future[Any]") -> None:
