@@ -1,10 +1,12 @@
 # make demo    see it work              make check   formatter, linter, types, import rules
 # make test    run every test           make lock    renew requirements.lock
+# make long    thousands of lives of the ledger (LIVES=5000), and what they met
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+LIVES ?= 5000
 
-.PHONY: demo test check format lock clean
+.PHONY: demo test long check format lock clean
 
 $(STAMP): pyproject.toml requirements.lock
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -18,6 +20,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest
+
+long: $(STAMP)
+	@LIVES=$(LIVES) $(BIN)/python -m pytest -q tests/stateful
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
