@@ -427,7 +427,7 @@ def _order_state(order: Order, shown: BrokerOrder, by: str) -> list[OrderEvent]:
             return _changed_terms(order, shown, by)
         if order.status in _HELD or order.status in AT_BROKER:
             return []
-        return [*_late(order, "order"), placed(order, shown.ticket)]
+        return [*_late(order, "order"), placed(order, shown.ticket), *_changed_terms(order, shown, by)]
     if order.status not in (Status.PLACED, Status.PARTIALLY_FILLED):
         return []
     if plain(shown.volume_initial - shown.volume_current) > order.filled_volume:

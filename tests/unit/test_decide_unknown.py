@@ -326,6 +326,13 @@ def test_a_working_order_where_none_was_expected_is_believed_and_flagged(past, n
     after.and_order(status=Status.PLACED, order_ticket=905)
 
 
+def test_a_working_order_that_comes_late_tells_how_it_stands_at_once():
+    late = order_state(1, price_open=D("1.05"), sl=D("1.0"))
+    given(*abandoned).when(late, late).then(AnomalyDetected, OrderPlaced, OrderModified).and_order(
+        terms=Terms(price=D("1.05"), sl=D("1.0"))
+    )
+
+
 def test_an_order_cancelled_at_the_broker_is_cancelled():
     given(*placed).when(order_state(2)).then(
         OrderCancelled(
