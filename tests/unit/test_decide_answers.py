@@ -1,6 +1,5 @@
 """What an answer of the broker makes of an order: success, no, not now, and nothing that settles it."""
 
-
 import pytest
 
 from ledger.order import Status
