@@ -25,7 +25,7 @@ from ledger.commands import (
 from ledger.errors import InvariantViolated
 from ledger.evidence import Absent, Dealt, Done, Ended, Inconclusive, Superseded, Working, judge
 from ledger.fills import Context, record_deals
-from ledger.order import AT_BROKER, IDLE, Order, Status, Terms, evolve
+from ledger.order import AT_BROKER, CONCLUDED, IDLE, Order, Status, Terms, evolve
 from ledger.order_events import (
     AnomalyDetected,
     BrokerAnswered,
@@ -271,10 +271,13 @@ def _rest_cancelled(order: Order, result: TradeResult) -> list[OrderEvent]:
 
 
 def _without_deal(order: Order, command: RecordAnswer) -> list[OrderEvent]:
-    # Also when the attempt was taken for abandoned: an answer says that it was not.
-    if order.status not in (Status.SENDING, Status.READY):
+    """An answer that names no effect leaves the outcome open, also where the attempt was taken for over: it was not.
+    What we concluded stands against an ambiguous answer; a success is stronger."""
+    success = command.verdict == "success" and order.status in CONCLUDED
+    if order.status is not Status.SENDING and order.status not in IDLE and not success:
         return []
-    return [unknown(order, command.result.retcode, f"{command.retcode_name}: the answer names no deal")]
+    reason = f"{command.retcode_name}: the answer names no deal"
+    return [*_late(order, "answer"), unknown(order, command.result.retcode, reason)]
 
 
 def _refused_by_broker(order: Order, command: RecordAnswer) -> OrderEvent:

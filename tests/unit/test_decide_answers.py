@@ -2,6 +2,7 @@
 
 import pytest
 
+from ledger.commands import ExpireOrder, RefuseOrder
 from ledger.order import Status
 from ledger.order_events import (
     AnomalyDetected,
@@ -41,6 +42,7 @@ from tests.decider import (
     modify_sent,
     not_sent,
     parked,
+    partly,
     placed,
     proven_absent,
     ready,
@@ -55,6 +57,8 @@ from tests.decider import (
 )
 
 VERDICTS = ["success", "ambiguous", "retriable", "wait", "fatal"]
+REFUSE = RefuseOrder(reasons=("halted",))
+EXPIRE = ExpireOrder(age_s=D(301), limit_s=D(300), cause="life")
 second = (*abandoned, start(2))
 
 
@@ -306,6 +310,38 @@ def test_a_late_success_of_a_pending_order_says_that_it_works_and_is_flagged(pas
         AnomalyDetected(kind="late_order", detail=f"an order of attempt 1 after {name}", symbol="EURUSD"),
         OrderPlaced,
     ).and_order(status=Status.PLACED)
+
+
+@pytest.mark.parametrize(
+    ("past", "verdict"),
+    [
+        (abandoned, "success"),
+        (abandoned, "ambiguous"),
+        (waiting, "success"),
+        (waiting, "ambiguous"),
+        (parked, "success"),
+        (parked, "ambiguous"),
+        (rejected, "success"),
+        (proven_absent, "success"),
+        ((*abandoned, REFUSE), "success"),
+        ((*abandoned, EXPIRE), "success"),
+    ],
+)
+def test_a_late_answer_that_names_no_deal_makes_the_outcome_unknown_and_is_flagged(past, verdict):
+    late = given(*past)
+    name = late.order.status.value
+    late.when(answer(verdict, attempt=1)).then(
+        BrokerAnswered,
+        AnomalyDetected(kind="late_answer", detail=f"an answer of attempt 1 after {name}", symbol="EURUSD"),
+        OutcomeUnknown,
+    ).and_order(status=Status.UNKNOWN, is_open=True)
+    late.when(start(2)).then_violates("invariant I1")
+
+
+@pytest.mark.parametrize("past", [filled, partly, cancelled, expired])
+def test_a_success_told_again_of_what_the_broker_had_changes_nothing(past):
+    status = given(*past).order.status
+    given(*past).when(answer("success")).then(BrokerAnswered).and_order(status=status)
 
 
 @pytest.mark.parametrize("news", [not_sent(), answer("fatal"), answer("retriable", again=again())])
