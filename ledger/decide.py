@@ -201,7 +201,13 @@ def _answered(order: Order, command: RecordAnswer) -> list[OrderEvent]:
     )
     current = command.attempt == order.attempt
     if command.verdict == "success":
-        return [answered, *_succeeded(order, command, current=current)]
+        if current:
+            return [answered, *_succeeded(order, command, decides=True)]
+        # An earlier attempt took effect after all: two may be at the broker. While nothing else is under way or has
+        # come of the order, that success decides.
+        detail = f"a success of attempt {command.attempt} while at attempt {order.attempt}, {order.status.value}"
+        flag = AnomalyDetected(kind="late_answer", detail=detail, symbol=order.symbol)
+        return [answered, flag, *_succeeded(order, command, decides=order.status in IDLE | CONCLUDED)]
     if not current:
         return [answered]  # the answer to an attempt that is over says nothing about the one that is not
     if command.verdict == "ambiguous":
@@ -211,15 +217,15 @@ def _answered(order: Order, command: RecordAnswer) -> list[OrderEvent]:
     return [answered, _refused_by_broker(order, command)]
 
 
-def _succeeded(order: Order, command: RecordAnswer, *, current: bool) -> list[OrderEvent]:
+def _succeeded(order: Order, command: RecordAnswer, *, decides: bool) -> list[OrderEvent]:
     """What a success means depends on what was asked for."""
     result, sent = command.result, order.sent
     events: list[OrderEvent] = []
     if sent is not None and sent.action in _WITHOUT_DEAL:
-        if not current or order.status is Status.COMPLETED:
+        if not decides or order.status is Status.COMPLETED:
             return []
         return [*_late(order, "answer"), completed(order, result, command.retcode_name)]
-    if sent is not None and sent.action == ACTION_PENDING and current:
+    if sent is not None and sent.action == ACTION_PENDING and decides:
         if not result.order:
             return _without_deal(order, command)
         if order.status not in _HELD:
@@ -231,7 +237,7 @@ def _succeeded(order: Order, command: RecordAnswer, *, current: bool) -> list[Or
             return events
     deals = command.deals or ((_provisional(order, result),) if result.deal else ())
     if not deals:
-        return [*events, *_without_deal(order, command)] if current else events
+        return [*events, *_without_deal(order, command)] if decides else events
     context = Context(
         command.point,
         command.broker_utc_offset_s,

@@ -1,5 +1,6 @@
 """What an answer of the broker makes of an order: success, no, not now, and nothing that settles it."""
 
+import msgspec
 import pytest
 
 from ledger.commands import ExpireOrder, RefuseOrder
@@ -60,6 +61,8 @@ VERDICTS = ["success", "ambiguous", "retriable", "wait", "fatal"]
 REFUSE = RefuseOrder(reasons=("halted",))
 EXPIRE = ExpireOrder(age_s=D(301), limit_s=D(300), cause="life")
 second = (*abandoned, start(2))
+limit_second = msgspec.structs.replace(limit_sent, attempt=2)
+stops_second = msgspec.structs.replace(stops_sending[-1], attempt=2)
 
 
 def test_an_answer_is_recorded_in_full():
@@ -359,6 +362,33 @@ def test_a_late_success_of_a_request_without_a_deal_completes_it_and_is_flagged(
 def test_an_answer_to_an_earlier_attempt_does_not_decide_over_the_current_one(verdict):
     given(*second).when(answer(verdict, attempt=1)).then(BrokerAnswered).and_order(status=Status.SENDING, attempt=2)
     given(*second, unknown(2)).when(answer(verdict, attempt=1)).then(BrokerAnswered).and_order(status=Status.UNKNOWN)
+
+
+def test_a_success_of_an_earlier_attempt_is_flagged_and_leaves_the_current_one_open():
+    flag = AnomalyDetected(
+        kind="late_answer", detail="a success of attempt 1 while at attempt 2, sending", symbol="EURUSD"
+    )
+    given(*second).when(answer("success")).then(BrokerAnswered, flag).and_order(status=Status.SENDING, attempt=2)
+    given(*second, unknown(2)).when(answer("success")).then(BrokerAnswered, AnomalyDetected).and_order(
+        status=Status.UNKNOWN
+    )
+    given(*second).when(answer("success", deal())).then(BrokerAnswered, flag, OrderFilled).and_order(
+        status=Status.FILLED
+    )
+    pending = (*limit_sending, not_sent(), limit_second, unknown(2))
+    given(*pending).when(answer("success")).then(BrokerAnswered, AnomalyDetected).and_order(status=Status.UNKNOWN)
+    stops = (*stops_sending, not_sent(), stops_second)
+    given(*stops).when(answer("success")).then(BrokerAnswered, AnomalyDetected).and_order(status=Status.SENDING)
+
+
+@pytest.mark.parametrize("end", [not_sent(2), answer("fatal", attempt=2)])
+def test_a_success_of_an_earlier_attempt_decides_when_nothing_else_is_under_way(end):
+    over = (*second, end)
+    given(*over).when(answer("success")).and_order(status=Status.UNKNOWN)
+    pending = (*limit_sending, not_sent(), limit_second, end)
+    given(*pending).when(answer("success")).and_order(status=Status.PLACED, order_ticket=900)
+    stops = (*stops_sending, not_sent(), stops_second, end)
+    given(*stops).when(answer("success")).and_order(status=Status.COMPLETED)
 
 
 def test_news_of_an_attempt_that_is_not_under_way_says_nothing():
