@@ -173,10 +173,13 @@ def _mismatches(order: Order, deal: Deal, filled: Decimal) -> list[AnomalyDetect
 
 
 def _worst_price(order: Order) -> Decimal | None:
-    """The worst price the request allows: of a limit or stop-limit order its limit. Market and stop orders slip."""
+    """The worst price allowed: of a limit or stop-limit order its limit, as it was sent or changed last. Market and
+    stop orders slip."""
     request = order.request
     if request is None or request.price is None:
         return None
     if request.order_type in ("buy_limit", "sell_limit"):
-        return request.price
-    return request.stop_limit_price if request.order_type.endswith("_stop_limit") else None
+        return order.terms.price or request.price
+    if request.order_type.endswith("_stop_limit"):
+        return order.terms.stop_limit_price or request.stop_limit_price
+    return None

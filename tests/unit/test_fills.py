@@ -365,6 +365,16 @@ def test_a_deal_worse_than_the_limit_is_flagged_and_market_and_stop_orders_slip(
     assert flagged == ([] if fits else [f"deal 1 is at {price}, worse than the {limit} asked for"])
 
 
+def test_a_limit_that_was_changed_is_the_limit_a_deal_is_held_to():
+    moved = (*placed, order_state(1, price_open=D("1.07")))
+    given(*moved).when(deals(deal(price=D("1.07")))).then(OrderFilled)
+    given(*moved).when(deals(deal(price=D("1.08")))).then(OrderFilled, AnomalyDetected)
+    stop_limit = receive(order_type="buy_stop_limit", price="1.06", stop_limit_price="1.05")
+    sent = start(1, action=5, type=6, price=D("1.06"), stoplimit=D("1.05"))
+    moved = (stop_limit, sent, answer("success"), order_state(1, price_open=D("1.06"), price_stoplimit=D("1.07")))
+    given(*moved).when(deals(deal(price=D("1.07")))).then(OrderFilled)
+
+
 # --- what comes late --------------------------------------------------------------------------------------------
 
 
