@@ -145,7 +145,8 @@ def broker_utc(time_msc: int, offset_s: int) -> datetime | None:
 
 
 def _mismatches(order: Order, deal: Deal, filled: Decimal) -> list[AnomalyDetected]:
-    """What the deal contradicts in its request (the rule of the system: symbol, side, position, volume, price)."""
+    """What the deal contradicts in its request (the rule of the system: symbol, side, position, attempt, volume,
+    price)."""
     found = []
     request, sent = order.request, order.sent
     by_both = sent is not None and sent.action == ACTION_CLOSE_BY
@@ -163,6 +164,10 @@ def _mismatches(order: Order, deal: Deal, filled: Decimal) -> list[AnomalyDetect
     if targets and deal.position_id and deal.position_id not in targets:
         found.append(
             ("fill_position", f"deal {deal.ticket} is of position {deal.position_id}, asked was {min(targets)}")
+        )
+    if sent is not None and deal.magic and sent.magic and deal.magic != sent.magic:
+        found.append(
+            ("fill_attempt", f"deal {deal.ticket} carries magic {deal.magic}, attempt {order.attempt} has {sent.magic}")
         )
     if filled > order.volume:
         found.append(("fill_volume", f"deal {deal.ticket} brings the volume to {filled} of {order.volume}"))

@@ -17,8 +17,10 @@ from ledger.order_events import (
     OrderPartiallyFilled,
 )
 from ledger.trade import TYPE_SELL, TargetImage
+from ledger.values import magic_of
 from tests.decider import (
     NOW,
+    ORDER_ID,
     D,
     abandoned,
     answer,
@@ -302,6 +304,20 @@ def test_a_deal_too_many_is_flagged():
     given(*filled).when(deals(deal(2, "0.1"))).then(OrderFilled, AnomalyDetected).and_order(
         status=Status.FILLED, filled_volume=D("0.4"), remaining=D(0)
     )
+
+
+def test_a_deal_of_an_earlier_attempt_is_flagged_for_two_may_be_at_the_broker():
+    first, second = magic_of(ORDER_ID, 1), magic_of(ORDER_ID, 2)
+    resent = (*abandoned, start(2))
+    given(*resent).when(deals(deal(magic=first))).then(
+        OrderFilled,
+        AnomalyDetected(
+            kind="fill_attempt", detail=f"deal 1 carries magic {first}, attempt 2 has {second}", symbol="EURUSD"
+        ),
+    ).and_order(status=Status.FILLED)
+    given(*resent).when(deals(deal(magic=second))).then(OrderFilled)
+    given(*resent).when(deals(deal(magic=0))).then(OrderFilled)
+    given(*ready, start(1, magic=0)).when(deals(deal(magic=first))).then(OrderFilled)
 
 
 @pytest.mark.parametrize(("side", "sent_type", "deal_type"), [("buy", 0, 1), ("sell", 1, 0), ("buy_limit", 2, 1)])
