@@ -343,7 +343,7 @@ def _evidence(order: Order, command: RecordEvidence) -> list[OrderEvent]:
         return []
     match judge(order, command):
         case Dealt() as dealt:
-            ticket = next((one.ticket for one in (*command.orders, *command.history)), 0) or dealt.deals[0].order
+            ticket = dealt.deals[0].order or next((one.ticket for one in (*command.orders, *command.history)), 0)
             context = Context(command.point, command.broker_utc_offset_s, order_ticket=ticket)
             resolved = _resolved(order, command, "found", dealt.evidence, ticket)
             return [resolved, *record_deals(order, dealt.deals, context)]

@@ -35,6 +35,8 @@ ENDED_STATES: Final = {
     ORDER_STATE_REJECTED: "rejected",
     ORDER_STATE_EXPIRED: "expired",
 }
+# DEAL_REASON_SL, _TP and _SO: the server closed the position an order opened, under the magic of that order.
+_BY_SERVER: Final = frozenset({4, 5, 6})
 
 
 class Dealt(msgspec.Struct, frozen=True):
@@ -92,9 +94,10 @@ def judge(order: Order, seen: RecordEvidence) -> Judgement:
     sent = order.sent
     if sent is None:
         return Inconclusive(found=False, reason="the request that was sent is not known")
-    if seen.deals:
-        listed = ", ".join(str(deal.ticket) for deal in seen.deals)
-        return Dealt(seen.deals, f"the broker shows deal {listed} of this attempt")
+    made = tuple(deal for deal in seen.deals if deal.reason not in _BY_SERVER)
+    if made:
+        listed = ", ".join(str(deal.ticket) for deal in made)
+        return Dealt(made, f"the broker shows deal {listed} of this attempt")
     match sent.action:
         case action if action == ACTION_DEAL and order.before is not None:
             return _close(order, sent, seen)
@@ -116,12 +119,12 @@ def _opening(sent: TradeRequest, seen: RecordEvidence) -> Judgement:
     working = next((one for one in seen.orders if one.state in WORKING_STATES), None)
     if working is not None and sent.action == ACTION_PENDING:
         return Working(working, f"the broker holds it as working order {working.ticket}")
-    traces = bool(seen.orders or seen.history or seen.positions)
+    traces = bool(seen.orders or seen.history or seen.positions or seen.deals)
     if not (seen.complete and seen.settled):
         return Inconclusive(found=traces, reason=seen.reason)
     ended = next((one for one in seen.history if one.state in ENDED_STATES), None)
     # Only a full view shows that there is no deal: an order may be filled in part and then cancelled.
-    if ended is not None and not (seen.orders or seen.positions):
+    if ended is not None and not (seen.orders or seen.positions or seen.deals):
         how = ENDED_STATES[ended.state]
         return Ended(ended, f"the broker shows order {ended.ticket} of this attempt, {how} without a deal")
     if traces:

@@ -96,6 +96,8 @@ def test_the_order_of_an_adopted_deal_is_taken_from_where_it_shows():
     by_order = {"deals": (deal(7, order=0),), "orders": (broker_order(902),), "history": (broker_order(903, 4),)}
     after = given(*lost).when(evidence(**by_order))
     assert after.the(OutcomeResolved).order_ticket == after.the(OrderFilled).order_ticket == 902
+    named = evidence(deals=(deal(7, order=901),), history=(broker_order(903, 4),))
+    assert given(*lost).when(named).the(OutcomeResolved).order_ticket == 901
     by_history = evidence(deals=(deal(7, order=0),), history=(broker_order(903, 4),))
     assert given(*lost).when(by_history).the(OrderFilled).order_ticket == 903
 
