@@ -221,6 +221,11 @@ def _close_by(order: Order, seen: RecordEvidence) -> Judgement:
     second = order.before.position_by if order.before else None
     if first is None or second is None or seen.target is None or not (seen.complete and seen.settled):
         return Inconclusive(found=bool(seen.orders or seen.history), reason=seen.reason)
+    ended = next((one for one in seen.history if one.state in ENDED_STATES), None)
+    if ended is not None and not seen.orders:
+        return Ended(ended, f"the broker shows order {ended.ticket} of this attempt, no deal came of it")
+    if seen.orders or seen.history:
+        return Inconclusive(found=True, reason=seen.reason)
     if _unchanged(first, seen.target.position) and _unchanged(second, seen.target.position_by):
         return Absent(f"positions {first.identifier} and {second.identifier} hold what they held before")
     return Inconclusive(found=True, reason="the positions changed, and no deal says whether by this attempt")

@@ -338,6 +338,19 @@ def test_a_trace_of_a_close_by_is_told_while_it_proves_nothing(trace):
     assert judged(close_by_lost, settled=False, **{trace: (broker_order(901, 4),)}) == open_(found=True)
 
 
+@pytest.mark.parametrize("trace", [{"orders": (broker_order(901),)}, {"history": (broker_order(901, 4),)}], ids=repr)
+def test_a_close_by_that_left_a_trace_is_not_absent(trace):
+    assert judged(close_by_lost, target=both("0.3", "0.2"), **trace) == open_(found=True)
+
+
+def test_the_order_of_a_close_by_that_ended_without_a_deal_is_an_end():
+    rejected = broker_order(901, 5)
+    found = judged(close_by_lost, target=both("0.3", "0.2"), history=(rejected,))
+    assert found == Ended(rejected, "the broker shows order 901 of this attempt, no deal came of it")
+    still = judged(close_by_lost, target=both("0.3", "0.2"), history=(rejected,), orders=(broker_order(902),))
+    assert still == open_(found=True)
+
+
 def test_a_close_by_needs_both_positions_as_they_were():
     half = msgspec.structs.replace(close_by_lost[1], before=TargetImage(position=position(700)))
     blind = (close_by_lost[0], half, unknown())
