@@ -115,6 +115,14 @@ def judge(order: Order, seen: RecordEvidence) -> Judgement:
             return Inconclusive(found=False, reason=f"no rule for action {sent.action}")
 
 
+def _ended(seen: RecordEvidence) -> BrokerOrder | None:
+    """The order of the attempt that ended without a deal, when no other one shows. An order may be filled in part and
+    then end: so its own volumes must say too that nothing was dealt."""
+    if seen.orders or any(one.state not in ENDED_STATES for one in seen.history):
+        return None
+    return next((one for one in seen.history if one.volume_current >= one.volume_initial), None)
+
+
 def _opening(sent: TradeRequest, seen: RecordEvidence) -> Judgement:
     working = next((one for one in seen.orders if one.state in WORKING_STATES), None)
     if working is not None and sent.action == ACTION_PENDING:
@@ -122,9 +130,8 @@ def _opening(sent: TradeRequest, seen: RecordEvidence) -> Judgement:
     traces = bool(seen.orders or seen.history or seen.positions or seen.deals)
     if not (seen.complete and seen.settled):
         return Inconclusive(found=traces, reason=seen.reason)
-    ended = next((one for one in seen.history if one.state in ENDED_STATES), None)
-    # Only a full view shows that there is no deal: an order may be filled in part and then cancelled.
-    if ended is not None and not (seen.orders or seen.positions or seen.deals):
+    ended = _ended(seen)
+    if ended is not None and not (seen.positions or seen.deals):
         how = ENDED_STATES[ended.state]
         return Ended(ended, f"the broker shows order {ended.ticket} of this attempt, {how} without a deal")
     if traces:
@@ -137,12 +144,12 @@ def _opening(sent: TradeRequest, seen: RecordEvidence) -> Judgement:
 
 def _close(order: Order, sent: TradeRequest, seen: RecordEvidence) -> Judgement:
     before = order.before.position if order.before else None
-    ended = next((one for one in seen.history if one.state in ENDED_STATES), None)
+    ended = _ended(seen)
     if before is None:
         return _opening(sent, seen)
     if not (seen.complete and seen.settled) or seen.target is None:
         return Inconclusive(found=bool(seen.orders or seen.history), reason=seen.reason)
-    if ended is not None and not seen.orders:
+    if ended is not None:
         return Ended(ended, f"the broker shows order {ended.ticket} of this attempt, no deal came of it")
     if seen.orders or seen.history:
         return Inconclusive(found=True, reason=seen.reason)
@@ -221,8 +228,8 @@ def _close_by(order: Order, seen: RecordEvidence) -> Judgement:
     second = order.before.position_by if order.before else None
     if first is None or second is None or seen.target is None or not (seen.complete and seen.settled):
         return Inconclusive(found=bool(seen.orders or seen.history), reason=seen.reason)
-    ended = next((one for one in seen.history if one.state in ENDED_STATES), None)
-    if ended is not None and not seen.orders:
+    ended = _ended(seen)
+    if ended is not None:
         return Ended(ended, f"the broker shows order {ended.ticket} of this attempt, no deal came of it")
     if seen.orders or seen.history:
         return Inconclusive(found=True, reason=seen.reason)

@@ -99,6 +99,9 @@ def test_a_request_without_a_rule_proves_nothing():
     assert judged(odd) == Inconclusive(found=False, reason="no rule for action 99")
 
 
+ended, filled_one = broker_order(901, 2), broker_order(902, 4)
+
+
 # --- an opening order -------------------------------------------------------------------------------------------
 
 
@@ -117,7 +120,7 @@ def test_a_working_order_leaves_a_market_order_open():
 @pytest.mark.parametrize(("state", "how"), [(2, "cancelled"), (5, "rejected"), (6, "expired")])
 def test_a_past_order_that_ended_without_a_deal_is_an_end(past, state, how):
     ended = broker_order(901, state)
-    found = judged(past, history=(broker_order(900, 1), ended))
+    found = judged(past, history=(ended,))
     assert found == Ended(ended, f"the broker shows order 901 of this attempt, {how} without a deal")
 
 
@@ -128,6 +131,15 @@ def test_a_past_order_that_ended_without_a_deal_is_an_end(past, state, how):
 )
 def test_a_past_order_is_no_end_while_anything_else_shows_or_may_show(more):
     assert judged(lost, history=(broker_order(901, 2),), **more) == open_(found=True)
+
+
+@pytest.mark.parametrize(
+    "past", [(broker_order(901, 2, volume_initial=D("0.3"), volume_current=D("0.2")),), (ended, filled_one)]
+)
+@pytest.mark.parametrize("kind", ["open", "close", "close by"])
+def test_an_order_that_dealt_or_another_one_that_was_filled_is_no_end_even_when_no_deal_shows(kind, past):
+    before = given(*EVERY_KIND[kind]).order.before
+    assert judged(EVERY_KIND[kind], target=before, history=past) == open_(found=True)
 
 
 @pytest.mark.parametrize(
