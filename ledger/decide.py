@@ -23,7 +23,7 @@ from ledger.commands import (
     StartSend,
 )
 from ledger.errors import InvariantViolated
-from ledger.evidence import Absent, Dealt, Done, Ended, Inconclusive, Superseded, Working, judge
+from ledger.evidence import ENDED_STATES, Absent, Dealt, Done, Ended, Inconclusive, Superseded, Working, judge
 from ledger.fills import Context, record_deals
 from ledger.order import AT_BROKER, CONCLUDED, IDLE, Order, Status, Terms, evolve
 from ledger.order_events import (
@@ -345,8 +345,15 @@ def _evidence(order: Order, command: RecordEvidence) -> list[OrderEvent]:
         case Dealt() as dealt:
             ticket = dealt.deals[0].order or next((one.ticket for one in (*command.orders, *command.history)), 0)
             context = Context(command.point, command.broker_utc_offset_s, order_ticket=ticket)
-            resolved = _resolved(order, command, "found", dealt.evidence, ticket)
-            return [resolved, *record_deals(order, dealt.deals, context)]
+            events = [
+                _resolved(order, command, "found", dealt.evidence, ticket),
+                *record_deals(order, dealt.deals, context),
+            ]
+            for event in events:
+                order = evolve(order, event)
+            past = next((one for one in command.history if one.ticket == ticket and one.state in ENDED_STATES), None)
+            # What remained when it was filled in part may have ended with it.
+            return [*events, *(_order_state(order, past, "") if past is not None else [])]
         case Working() as working:
             ticket = working.order.ticket
             return [_resolved(order, command, "found", working.evidence, ticket), placed(order, ticket)]

@@ -108,6 +108,20 @@ def test_adopted_deals_that_leave_volume_open_leave_the_order_open():
     ).and_order(status=Status.PARTIALLY_FILLED, remaining=D("0.1"))
 
 
+def test_a_rest_that_ended_with_an_adopted_deal_is_cancelled():
+    rest = {"volume_initial": D("0.3"), "volume_current": D("0.2")}
+    ended = evidence(deals=(deal(7, "0.1"),), history=(broker_order(899, 2), broker_order(900, 2, **rest)))
+    given(*lost).when(ended).then(OutcomeResolved, OrderPartiallyFilled, OrderCancelled).and_order(
+        status=Status.CANCELLED, filled_volume=D("0.1")
+    )
+    missing = evidence(deals=(deal(7, "0.05"),), history=(broker_order(900, 2, **rest),))
+    given(*lost).when(missing).then(OutcomeResolved, OrderPartiallyFilled)
+    standing = evidence(deals=(deal(7, "0.1"),), history=(broker_order(900, 3, sl=D("1.0")),))
+    given(*lost).when(standing).then(OutcomeResolved, OrderPartiallyFilled)
+    whole = evidence(deals=(deal(7),), history=(broker_order(900, 4, volume_initial=D("0.3")),))
+    given(*lost).when(whole).then(OutcomeResolved, OrderFilled)
+
+
 def test_a_working_pending_order_is_adopted():
     after = given(*limit_lost).when(evidence(complete=False, settled=False, orders=(broker_order(901),)))
     after.then(OutcomeResolved, OrderPlaced).and_order(status=Status.PLACED, order_ticket=901)
