@@ -259,8 +259,13 @@ def test_an_order_waits_until_it_is_due(past):
     assert step(*past, after_s=5) == Send(2)
 
 
-def test_a_clock_that_went_back_does_not_make_the_wait_longer():
-    assert step(*waiting, after_s=-3600) == Wait(5.0)
+@pytest.mark.parametrize("past", [waiting, parked])
+def test_a_clock_that_went_back_does_not_make_the_wait_longer(past):
+    order = given(*past).order
+    assert next_step(order, at(-3600), POLICY) == Wait(5.0)
+    assert next_step(order, at(-3600), POLICY, waited_s=4.5) == Wait(0.5)
+    assert next_step(order, at(-3600), POLICY, waited_s=5) == Send(2)
+    assert next_step(order, at(4.75), POLICY, waited_s=1) == Wait(0.25)
 
 
 def test_a_wait_ends_when_the_order_will_be_too_old():
