@@ -23,9 +23,9 @@ from ledger.commands import (
     StartSend,
 )
 from ledger.errors import InvariantViolated
-from ledger.evidence import Absent, Dealt, Done, Ended, Inconclusive, Superseded, Working, judge
+from ledger.evidence import ENDED_STATES, Absent, Dealt, Done, Ended, Inconclusive, Superseded, Working, judge
 from ledger.fills import Context, record_deals
-from ledger.order import AT_BROKER, IDLE, Order, Status, Terms, evolve
+from ledger.order import AT_BROKER, CONCLUDED, IDLE, Order, Status, Terms, evolve
 from ledger.order_events import (
     AnomalyDetected,
     BrokerAnswered,
@@ -201,7 +201,13 @@ def _answered(order: Order, command: RecordAnswer) -> list[OrderEvent]:
     )
     current = command.attempt == order.attempt
     if command.verdict == "success":
-        return [answered, *_succeeded(order, command, current=current)]
+        if current:
+            return [answered, *_succeeded(order, command, decides=True)]
+        # An earlier attempt took effect after all: two may be at the broker. While nothing else is under way or has
+        # come of the order, that success decides.
+        detail = f"a success of attempt {command.attempt} while at attempt {order.attempt}, {order.status.value}"
+        flag = AnomalyDetected(kind="late_answer", detail=detail, symbol=order.symbol)
+        return [answered, flag, *_succeeded(order, command, decides=order.status in IDLE | CONCLUDED)]
     if not current:
         return [answered]  # the answer to an attempt that is over says nothing about the one that is not
     if command.verdict == "ambiguous":
@@ -211,15 +217,15 @@ def _answered(order: Order, command: RecordAnswer) -> list[OrderEvent]:
     return [answered, _refused_by_broker(order, command)]
 
 
-def _succeeded(order: Order, command: RecordAnswer, *, current: bool) -> list[OrderEvent]:
+def _succeeded(order: Order, command: RecordAnswer, *, decides: bool) -> list[OrderEvent]:
     """What a success means depends on what was asked for."""
     result, sent = command.result, order.sent
     events: list[OrderEvent] = []
     if sent is not None and sent.action in _WITHOUT_DEAL:
-        if not current or order.status is Status.COMPLETED:
+        if not decides or order.status is Status.COMPLETED:
             return []
         return [*_late(order, "answer"), completed(order, result, command.retcode_name)]
-    if sent is not None and sent.action == ACTION_PENDING and current:
+    if sent is not None and sent.action == ACTION_PENDING and decides:
         if not result.order:
             return _without_deal(order, command)
         if order.status not in _HELD:
@@ -231,7 +237,7 @@ def _succeeded(order: Order, command: RecordAnswer, *, current: bool) -> list[Or
             return events
     deals = command.deals or ((_provisional(order, result),) if result.deal else ())
     if not deals:
-        return [*events, *_without_deal(order, command)] if current else events
+        return [*events, *_without_deal(order, command)] if decides else events
     context = Context(
         command.point,
         command.broker_utc_offset_s,
@@ -271,10 +277,13 @@ def _rest_cancelled(order: Order, result: TradeResult) -> list[OrderEvent]:
 
 
 def _without_deal(order: Order, command: RecordAnswer) -> list[OrderEvent]:
-    # Also when the attempt was taken for abandoned: an answer says that it was not.
-    if order.status not in (Status.SENDING, Status.READY):
+    """An answer that names no effect leaves the outcome open, also where the attempt was taken for over: it was not.
+    What we concluded stands against an ambiguous answer; a success is stronger."""
+    success = command.verdict == "success" and order.status in CONCLUDED
+    if order.status is not Status.SENDING and order.status not in IDLE and not success:
         return []
-    return [unknown(order, command.result.retcode, f"{command.retcode_name}: the answer names no deal")]
+    reason = f"{command.retcode_name}: the answer names no deal"
+    return [*_late(order, "answer"), unknown(order, command.result.retcode, reason)]
 
 
 def _refused_by_broker(order: Order, command: RecordAnswer) -> OrderEvent:
@@ -334,10 +343,17 @@ def _evidence(order: Order, command: RecordEvidence) -> list[OrderEvent]:
         return []
     match judge(order, command):
         case Dealt() as dealt:
-            ticket = next((one.ticket for one in (*command.orders, *command.history)), 0) or dealt.deals[0].order
+            ticket = dealt.deals[0].order or next((one.ticket for one in (*command.orders, *command.history)), 0)
             context = Context(command.point, command.broker_utc_offset_s, order_ticket=ticket)
-            resolved = _resolved(order, command, "found", dealt.evidence, ticket)
-            return [resolved, *record_deals(order, dealt.deals, context)]
+            events = [
+                _resolved(order, command, "found", dealt.evidence, ticket),
+                *record_deals(order, dealt.deals, context),
+            ]
+            for event in events:
+                order = evolve(order, event)
+            past = next((one for one in command.history if one.ticket == ticket and one.state in ENDED_STATES), None)
+            # What remained when it was filled in part may have ended with it.
+            return [*events, *(_order_state(order, past, "") if past is not None else [])]
         case Working() as working:
             ticket = working.order.ticket
             return [_resolved(order, command, "found", working.evidence, ticket), placed(order, ticket)]
@@ -427,7 +443,7 @@ def _order_state(order: Order, shown: BrokerOrder, by: str) -> list[OrderEvent]:
             return _changed_terms(order, shown, by)
         if order.status in _HELD or order.status in AT_BROKER:
             return []
-        return [*_late(order, "order"), placed(order, shown.ticket)]
+        return [*_late(order, "order"), placed(order, shown.ticket), *_changed_terms(order, shown, by)]
     if order.status not in (Status.PLACED, Status.PARTIALLY_FILLED):
         return []
     if plain(shown.volume_initial - shown.volume_current) > order.filled_volume:

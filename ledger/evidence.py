@@ -35,6 +35,8 @@ ENDED_STATES: Final = {
     ORDER_STATE_REJECTED: "rejected",
     ORDER_STATE_EXPIRED: "expired",
 }
+# DEAL_REASON_SL, _TP and _SO: the server closed the position an order opened, under the magic of that order.
+_BY_SERVER: Final = frozenset({4, 5, 6})
 
 
 class Dealt(msgspec.Struct, frozen=True):
@@ -92,9 +94,10 @@ def judge(order: Order, seen: RecordEvidence) -> Judgement:
     sent = order.sent
     if sent is None:
         return Inconclusive(found=False, reason="the request that was sent is not known")
-    if seen.deals:
-        listed = ", ".join(str(deal.ticket) for deal in seen.deals)
-        return Dealt(seen.deals, f"the broker shows deal {listed} of this attempt")
+    made = tuple(deal for deal in seen.deals if deal.reason not in _BY_SERVER)
+    if made:
+        listed = ", ".join(str(deal.ticket) for deal in made)
+        return Dealt(made, f"the broker shows deal {listed} of this attempt")
     match sent.action:
         case action if action == ACTION_DEAL and order.before is not None:
             return _close(order, sent, seen)
@@ -112,16 +115,23 @@ def judge(order: Order, seen: RecordEvidence) -> Judgement:
             return Inconclusive(found=False, reason=f"no rule for action {sent.action}")
 
 
+def _ended(seen: RecordEvidence) -> BrokerOrder | None:
+    """The order of the attempt that ended without a deal, when no other one shows. An order may be filled in part and
+    then end: so its own volumes must say too that nothing was dealt."""
+    if seen.orders or any(one.state not in ENDED_STATES for one in seen.history):
+        return None
+    return next((one for one in seen.history if one.volume_current >= one.volume_initial), None)
+
+
 def _opening(sent: TradeRequest, seen: RecordEvidence) -> Judgement:
     working = next((one for one in seen.orders if one.state in WORKING_STATES), None)
     if working is not None and sent.action == ACTION_PENDING:
         return Working(working, f"the broker holds it as working order {working.ticket}")
-    traces = bool(seen.orders or seen.history or seen.positions)
+    traces = bool(seen.orders or seen.history or seen.positions or seen.deals)
     if not (seen.complete and seen.settled):
         return Inconclusive(found=traces, reason=seen.reason)
-    ended = next((one for one in seen.history if one.state in ENDED_STATES), None)
-    # Only a full view shows that there is no deal: an order may be filled in part and then cancelled.
-    if ended is not None and not (seen.orders or seen.positions):
+    ended = _ended(seen)
+    if ended is not None and not (seen.positions or seen.deals):
         how = ENDED_STATES[ended.state]
         return Ended(ended, f"the broker shows order {ended.ticket} of this attempt, {how} without a deal")
     if traces:
@@ -134,12 +144,12 @@ def _opening(sent: TradeRequest, seen: RecordEvidence) -> Judgement:
 
 def _close(order: Order, sent: TradeRequest, seen: RecordEvidence) -> Judgement:
     before = order.before.position if order.before else None
-    ended = next((one for one in seen.history if one.state in ENDED_STATES), None)
+    ended = _ended(seen)
     if before is None:
         return _opening(sent, seen)
     if not (seen.complete and seen.settled) or seen.target is None:
         return Inconclusive(found=bool(seen.orders or seen.history), reason=seen.reason)
-    if ended is not None and not seen.orders:
+    if ended is not None:
         return Ended(ended, f"the broker shows order {ended.ticket} of this attempt, no deal came of it")
     if seen.orders or seen.history:
         return Inconclusive(found=True, reason=seen.reason)
@@ -218,6 +228,11 @@ def _close_by(order: Order, seen: RecordEvidence) -> Judgement:
     second = order.before.position_by if order.before else None
     if first is None or second is None or seen.target is None or not (seen.complete and seen.settled):
         return Inconclusive(found=bool(seen.orders or seen.history), reason=seen.reason)
+    ended = _ended(seen)
+    if ended is not None:
+        return Ended(ended, f"the broker shows order {ended.ticket} of this attempt, no deal came of it")
+    if seen.orders or seen.history:
+        return Inconclusive(found=True, reason=seen.reason)
     if _unchanged(first, seen.target.position) and _unchanged(second, seen.target.position_by):
         return Absent(f"positions {first.identifier} and {second.identifier} hold what they held before")
     return Inconclusive(found=True, reason="the positions changed, and no deal says whether by this attempt")

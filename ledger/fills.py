@@ -145,7 +145,8 @@ def broker_utc(time_msc: int, offset_s: int) -> datetime | None:
 
 
 def _mismatches(order: Order, deal: Deal, filled: Decimal) -> list[AnomalyDetected]:
-    """What the deal contradicts in its request (the rule of the system: symbol, side, position, volume, price)."""
+    """What the deal contradicts in its request (the rule of the system: symbol, side, position, attempt, volume,
+    price)."""
     found = []
     request, sent = order.request, order.sent
     by_both = sent is not None and sent.action == ACTION_CLOSE_BY
@@ -164,6 +165,10 @@ def _mismatches(order: Order, deal: Deal, filled: Decimal) -> list[AnomalyDetect
         found.append(
             ("fill_position", f"deal {deal.ticket} is of position {deal.position_id}, asked was {min(targets)}")
         )
+    if sent is not None and deal.magic and sent.magic and deal.magic != sent.magic:
+        found.append(
+            ("fill_attempt", f"deal {deal.ticket} carries magic {deal.magic}, attempt {order.attempt} has {sent.magic}")
+        )
     if filled > order.volume:
         found.append(("fill_volume", f"deal {deal.ticket} brings the volume to {filled} of {order.volume}"))
     limit = _worst_price(order)
@@ -173,10 +178,13 @@ def _mismatches(order: Order, deal: Deal, filled: Decimal) -> list[AnomalyDetect
 
 
 def _worst_price(order: Order) -> Decimal | None:
-    """The worst price the request allows: of a limit or stop-limit order its limit. Market and stop orders slip."""
+    """The worst price allowed: of a limit or stop-limit order its limit, as it was sent or changed last. Market and
+    stop orders slip."""
     request = order.request
     if request is None or request.price is None:
         return None
     if request.order_type in ("buy_limit", "sell_limit"):
-        return request.price
-    return request.stop_limit_price if request.order_type.endswith("_stop_limit") else None
+        return order.terms.price or request.price
+    if request.order_type.endswith("_stop_limit"):
+        return order.terms.stop_limit_price or request.stop_limit_price
+    return None

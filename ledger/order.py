@@ -78,7 +78,7 @@ ENDED: Final = frozenset(
     {_S.FILLED, _S.COMPLETED, _S.CANCELLED, _S.EXPIRED, _S.REFUSED, _S.STALE, _S.REJECTED, _S.FAILED}
 )
 # Ended by a conclusion of ours or by an answer: a deal or a working order that shows later is stronger.
-_CONCLUDED: Final = frozenset({_S.REFUSED, _S.STALE, _S.REJECTED, _S.FAILED, _S.COMPLETED})
+CONCLUDED: Final = frozenset({_S.REFUSED, _S.STALE, _S.REJECTED, _S.FAILED, _S.COMPLETED})
 
 _Table = dict[tuple[Status, type[Fact]], Status]
 
@@ -101,9 +101,7 @@ TRANSITIONS: Final = MappingProxyType(
             SendStarted: _S.SENDING,
         },
     )
-    # An answer after the attempt was taken for abandoned says that it was not.
-    | _moves({_S.SENDING, _S.READY}, {OutcomeUnknown: _S.UNKNOWN})
-    | _moves({_S.SENDING}, {SendAbandoned: _S.READY})
+    | _moves({_S.SENDING}, {OutcomeUnknown: _S.UNKNOWN, SendAbandoned: _S.READY})
     | _moves({_S.UNKNOWN}, {OrderFailed: _S.FAILED})
     | _moves({_S.SENDING, _S.UNKNOWN}, {RetryScheduled: _S.WAITING, OrderParked: _S.PARKED})
     | _moves(
@@ -132,12 +130,13 @@ TRANSITIONS: Final = MappingProxyType(
     # Evidence that comes late is stronger than our conclusion: the state follows it, an anomaly tells of it.
     # While idle too: an order that has a deal or works at the broker must not be sent again (invariant I1).
     | _moves(
-        IDLE | _CONCLUDED,
+        IDLE | CONCLUDED,
         {
             OrderPartiallyFilled: _S.PARTIALLY_FILLED,
             OrderFilled: _S.FILLED,
             OrderPlaced: _S.PLACED,
             RequestCompleted: _S.COMPLETED,
+            OutcomeUnknown: _S.UNKNOWN,  # a success that does not name its effect: it must be looked for
         },
     )
     # The broker itself ended these: a late deal counts, but nothing more is to come.

@@ -96,15 +96,18 @@ class End(msgspec.Struct, frozen=True):
 Step = Check | Send | Refuse | Expire | Abandon | Wait | Probe | Await | End
 
 
-def next_step(order: Order, now: datetime, policy: Policy, *, probes: int = 0, halted: str = "") -> Step:
-    """What to do next. `probes`: how many this process has made for the current attempt. `halted`: why nothing may
-    open or add to a position; empty when nothing is halted.
+def next_step(
+    order: Order, now: datetime, policy: Policy, *, probes: int = 0, waited_s: float = 0.0, halted: str = ""
+) -> Step:
+    """What to do next. `probes`: how many this process has made for the current attempt. `waited_s`: how long it has
+    waited for the next one, measured monotonically. `halted`: why nothing may open or add to a position; empty when
+    nothing is halted.
 
     An order found in SENDING was left by a process that ended: its outcome is as unknown as after a lost reply.
     """
     match order.status:
         case Status.REQUESTED | Status.READY | Status.WAITING | Status.PARKED:
-            return _idle(order, now, policy, halted)
+            return _idle(order, now, policy, waited_s, halted)
         case Status.SENDING | Status.UNKNOWN:
             return Probe(order.attempt, PROBE_DELAYS_S[min(probes, len(PROBE_DELAYS_S) - 1)])
         case Status.PLACED | Status.PARTIALLY_FILLED:
@@ -125,7 +128,7 @@ def next_step(order: Order, now: datetime, policy: Policy, *, probes: int = 0, h
             assert_never(order.status)
 
 
-def _idle(order: Order, now: datetime, policy: Policy, halted: str) -> Step:
+def _idle(order: Order, now: datetime, policy: Policy, waited_s: float, halted: str) -> Step:
     expired = _expired(order, now, policy)
     if expired is not None:
         return expired
@@ -136,8 +139,8 @@ def _idle(order: Order, now: datetime, policy: Policy, halted: str) -> Step:
     if order.attempt >= MAX_ATTEMPT:
         return Abandon(f"{order.attempt} attempts were made, no more can be told apart")
     if order.status in (Status.WAITING, Status.PARKED) and order.not_before is not None:
-        # A wall clock that went back must not make the wait longer than it was meant to be.
-        due_s = min((order.not_before - now) / timedelta(seconds=1), float(order.delay_s))
+        # A wall clock that went back must not make the wait longer than it was meant to be, however often it is asked.
+        due_s = min((order.not_before - now) / timedelta(seconds=1), float(order.delay_s) - waited_s)
         if due_s > 0:
             return Wait(min(due_s, _left_s(order, now, policy) + 0.001))
     if order.status is Status.REQUESTED and policy.validate_before_send:

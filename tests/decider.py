@@ -4,20 +4,25 @@ given(*placed("ord_1")).when(start(1)).then(SendStarted(attempt=1, request=...))
 """
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from ledger.commands import (
+    Again,
     OrderCommand,
     ReceiveOrder,
     RecordAnswer,
     RecordCheck,
+    RecordDeals,
     RecordEvidence,
+    RecordModified,
     RecordNotSent,
+    RecordOrderState,
     RecordUnknown,
+    ResolveOutcome,
     StartSend,
 )
 from ledger.decide import decide
@@ -25,11 +30,27 @@ from ledger.errors import InvariantViolated
 from ledger.intake import read_order
 from ledger.order import Order, evolve, fold
 from ledger.order_events import OrderEvent
-from ledger.trade import ACTION_DEAL, BrokerOrder, CheckResult, Deal, TradeRequest, TradeResult
+from ledger.trade import (
+    ACTION_CLOSE_BY,
+    ACTION_DEAL,
+    ACTION_MODIFY,
+    ACTION_PENDING,
+    ACTION_REMOVE,
+    ACTION_SLTP,
+    BrokerOrder,
+    CheckResult,
+    Deal,
+    Position,
+    TargetImage,
+    TradeRequest,
+    TradeResult,
+)
 from ledger.values import comment_of, magic_of
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 ORDER_ID = "ord_1"
+D = Decimal
+E = TypeVar("E", bound=OrderEvent)
 
 
 class given:
@@ -71,6 +92,11 @@ class given:
         assert text in str(self.error)
         return self
 
+    def the(self, kind: type[E]) -> E:
+        """The one event of this kind that followed."""
+        (found,) = [event for event in self.events if isinstance(event, kind)]
+        return found
+
     def and_order(self, **expected: Any) -> "given":
         """What the order looks like afterwards."""
         assert {name: getattr(self.order, name) for name in expected} == expected
@@ -96,32 +122,57 @@ def check(passed: bool = True, retcode: int = 0) -> RecordCheck:
     return RecordCheck(result=CheckResult(retcode=retcode), passed=passed, retcode_name=f"RETCODE_{retcode}")
 
 
-def start(attempt: int = 1, **changes: Any) -> StartSend:
+def start(attempt: int = 1, *, before: TargetImage | None = None, **changes: Any) -> StartSend:
     fields = {
         "action": ACTION_DEAL,
         "symbol": "EURUSD",
-        "volume": Decimal("0.3"),
+        "volume": D("0.3"),
         "magic": magic_of(ORDER_ID, attempt),
         "comment": comment_of(ORDER_ID, attempt),
     }
-    return StartSend(attempt=attempt, request=TradeRequest(**(fields | changes)))
+    return StartSend(attempt=attempt, request=TradeRequest(**(fields | changes)), before=before)
 
 
-def answer(verdict: str = "success", *deals: Deal, attempt: int = 1, **result: Any) -> RecordAnswer:
-    retcode = {"success": 10009, "ambiguous": 10012, "retriable": 10004, "wait": 10024, "fatal": 10019}[verdict]
+def again(delay_s: float = 5) -> Again:
+    return Again(delay_s=D(str(delay_s)), not_before=NOW + timedelta(seconds=delay_s))
+
+
+RETCODES = {"success": 10009, "ambiguous": 10012, "retriable": 10004, "wait": 10018, "fatal": 10019}
+
+
+def answer(
+    verdict: str = "success",
+    *deals: Deal,
+    attempt: int = 1,
+    again: Again | None = None,
+    point: Decimal | None = None,
+    broker_utc_offset_s: int = 0,
+    **result: Any,
+) -> RecordAnswer:
+    """The broker's answer; a success names order 900 unless told otherwise."""
+    fields = {"retcode": RETCODES[verdict]} | ({"order": 900} if verdict == "success" else {}) | result
     return RecordAnswer(
         attempt=attempt,
-        result=TradeResult(retcode=retcode, **({"order": 900} if verdict == "success" else {}) | result),
-        retcode_name=f"RETCODE_{retcode}",
+        result=TradeResult(**fields),
+        retcode_name=f"RETCODE_{fields['retcode']}",
         verdict=verdict,
         description="as the broker put it",
+        advice="what to do",
+        latency_s=D("0.0016"),
         deals=deals,
+        again=again,
+        point=point,
+        broker_utc_offset_s=broker_utc_offset_s,
     )
 
 
 def deal(ticket: int = 1, volume: str = "0.3", **changes: Any) -> Deal:
-    fields = {"order": 900, "position_id": 900, "symbol": "EURUSD", "price": Decimal("1.1")} | changes
-    return Deal(ticket=ticket, volume=Decimal(volume), **fields)
+    fields = {"order": 900, "position_id": 900, "symbol": "EURUSD", "price": D("1.1")} | changes
+    return Deal(ticket=ticket, volume=D(volume), **fields)
+
+
+def deals(*found: Deal) -> RecordDeals:
+    return RecordDeals(deals=found)
 
 
 def not_sent(attempt: int = 1) -> RecordNotSent:
@@ -136,9 +187,81 @@ def evidence(*, complete: bool = True, settled: bool = True, attempt: int = 1, *
     return RecordEvidence(attempt=attempt, complete=complete, settled=settled, **found)
 
 
+def word(resolution: str, order_ticket: int = 0) -> ResolveOutcome:
+    """An operator's."""
+    return ResolveOutcome(resolution=resolution, reason="seen at the broker", order_ticket=order_ticket)
+
+
 def broker_order(ticket: int = 900, state: int = 1, **changes: Any) -> BrokerOrder:
     return BrokerOrder(ticket=ticket, state=state, symbol="EURUSD", **changes)
 
 
+def order_state(state: int, *, by: str = "", ticket: int = 900, **changes: Any) -> RecordOrderState:
+    return RecordOrderState(order=broker_order(ticket, state, **changes), by=by)
+
+
+def position(identifier: int = 700, volume: str = "0.3", **changes: Any) -> Position:
+    fields = {"ticket": identifier, "identifier": identifier, "symbol": "EURUSD", "time_update_msc": 1_000} | changes
+    return Position(volume=D(volume), **fields)
+
+
+def moved_stops(sl: str, tp: str = "0", *, by: str = "") -> RecordModified:
+    return RecordModified(position=position(900, sl=D(sl), tp=D(tp)), by=by)
+
+
 def replayed(events: Sequence[OrderEvent]) -> Order:
     return fold(ORDER_ID, list(events))
+
+
+# --- pasts ------------------------------------------------------------------------------------------------------
+
+requested = (receive(),)
+ready = (*requested, check())
+sending = (*ready, start(1))
+lost = (*sending, unknown())
+abandoned = (*sending, not_sent())
+waiting = (*sending, answer("retriable", again=again()))
+parked = (*sending, answer("wait", again=again()))
+rejected = (*sending, answer("fatal"))
+proven_absent = (*lost, evidence())
+partly = (*sending, answer("success", deal(volume="0.1")))
+filled = (*sending, answer("success", deal()))
+
+# A pending order: where it should trade, and as what it is sent.
+limit_order = receive(order_type="buy_limit", price="1.05")
+limit_sent = start(1, action=ACTION_PENDING, type=2, price=D("1.05"), type_filling=2)
+limit_sending = (limit_order, check(), limit_sent)
+limit_lost = (*limit_sending, unknown())
+placed = (*limit_sending, answer("success"))
+limit_partly = (*placed, deals(deal(volume="0.1", price=D("1.05"))))
+limit_filled = (*placed, deals(deal(price=D("1.05"))))
+cancelled = (*placed, order_state(2))
+expired = (*placed, order_state(6))
+
+# Requests on a target, as it was before: position 700 or order 800.
+holding = TargetImage(position=position(700, sl=D("1.0"), tp=D("1.2")))
+working = TargetImage(order=broker_order(800, price_open=D("1.05"), sl=D("1.0")))
+opposite = TargetImage(position=position(700), position_by=position(701, "0.2", type=1))
+
+close_request = receive(action="close", symbol=None, order_type=None, volume=None, position_id=700)
+close_sent = start(1, type=1, position=700, before=holding)
+close_lost = (close_request, close_sent, unknown())
+
+stops_request = receive(action="modify", symbol=None, order_type=None, volume=None, position_id=700, sl="1.01", tp="0")
+stops_sent = start(1, action=ACTION_SLTP, position=700, volume=D(0), sl=D("1.01"), tp=D(0), before=holding)
+stops_sending = (stops_request, stops_sent)
+stops_lost = (*stops_sending, unknown())
+
+modify_request = receive(action="modify", symbol=None, order_type=None, volume=None, order_ticket=800, price="1.06")
+modify_sent = start(1, action=ACTION_MODIFY, order=800, volume=D(0), price=D("1.06"), sl=D("1.0"), before=working)
+modify_lost = (modify_request, modify_sent, unknown())
+
+cancel_request = receive(action="cancel", symbol=None, order_type=None, volume=None, order_ticket=800)
+cancel_sent = start(1, action=ACTION_REMOVE, order=800, volume=D(0), before=working)
+cancel_lost = (cancel_request, cancel_sent, unknown())
+
+close_by_request = receive(
+    action="close_by", symbol=None, order_type=None, volume=None, position_id=700, position_by_id=701
+)
+close_by_sent = start(1, action=ACTION_CLOSE_BY, type=8, position=700, position_by=701, volume=D(0), before=opposite)
+close_by_lost = (close_by_request, close_by_sent, unknown())
