@@ -5,6 +5,7 @@ import urllib.parse
 import urllib.request
 from base64 import b64encode
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
