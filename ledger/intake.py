@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from ledger.facts import MAX_RAW, OrderRequest, Raw
-from ledger.values import MAX_TEXT, Refused, parse_decimal, parse_order_id, parse_symbol, shorten
+from ledger.values import MAX_TEXT, Refused, parse_decimal, parse_order_id, parse_symbol, quoted, shorten
 
 ACTIONS: Final = ("open", "close", "modify", "cancel", "close_by")
 MARKET_TYPES: Final = ("buy", "sell")
@@ -200,7 +200,7 @@ def _objections(request: OrderRequest, account: str, supported: Supported | None
     if request.volume is not None and request.volume <= 0:
         problems.append(f"volume {request.volume} must be more than 0 lots")
     if request.account is not None and account and request.account != account:
-        problems.append(f"account {shorten(request.account)!r} is not the account {account} of this gateway")
+        problems.append(f"account {quoted(request.account)} is not the account {account} of this gateway")
     if request.target_order_id == request.order_id:
         problems.append("target_order_id is the order itself")
     if request.position_id is not None and request.position_id == request.position_by_id:
@@ -347,7 +347,7 @@ def _integer(name: str, token: bytes) -> int:
     number = _text(name, token) if token[:1] == b'"' else token.decode(errors="replace")
     lowest, highest = _INTEGERS[name]
     if not (number.isascii() and number.isdigit() and len(number) <= 19 and lowest <= int(number) <= highest):
-        raise Refused(f"{name} must be a whole number from {lowest} to {highest}, not {shorten(number)!r}")
+        raise Refused(f"{name} must be a whole number from {lowest} to {highest}, not {quoted(number)}")
     return int(number)
 
 
@@ -358,7 +358,7 @@ def _symbol(name: str, token: bytes) -> str:
 def _choice(name: str, token: bytes) -> str:
     text = _text(name, token)
     if text not in _CHOICES[name]:
-        raise Refused(f"{name} {shorten(text)!r} is none of {', '.join(_CHOICES[name])}")
+        raise Refused(f"{name} {quoted(text)} is none of {', '.join(_CHOICES[name])}")
     return text
 
 

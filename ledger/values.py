@@ -29,13 +29,18 @@ def shorten(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def quoted(text: str, limit: int = 60) -> str:
+    """The text in quotes with its control characters escaped, cut to `limit` characters in all."""
+    return shorten(repr(text), limit)
+
+
 def parse_decimal(text: str) -> Decimal:
     """A plain, normalised Decimal (no exponent, no trailing zeros).
 
     Raises Refused: not a number, or outside 10 integer digits and 8 decimals.
     """
     if _NUMBER.fullmatch(text) is None:
-        raise Refused(f"{shorten(text)!r} is not a decimal number")
+        raise Refused(f"{quoted(text)} is not a decimal number")
     value = Decimal(text)
     if value == 0:
         return Decimal(0)
@@ -59,7 +64,7 @@ def plain(value: Decimal) -> Decimal:
 def parse_order_id(text: str) -> str:
     """An order id: 1 to 64 of `A-Z a-z 0-9 . _ : -`, so that it can name a stream and nothing but its own."""
     if _ORDER_ID.fullmatch(text) is None:
-        raise Refused(f"order_id {shorten(text)!r} must be 1 to 64 characters of A-Z a-z 0-9 . _ : -")
+        raise Refused(f"order_id {quoted(text)} must be 1 to 64 characters of A-Z a-z 0-9 . _ : -")
     return text
 
 
@@ -68,10 +73,10 @@ def parse_symbol(text: str) -> str:
     if not text:
         raise Refused("symbol is empty")
     if len(text) <= MAX_SYMBOL and (not text.isprintable() or any(c.isspace() for c in text)):
-        raise Refused(f"symbol {shorten(text)!r} holds blanks or control characters")
+        raise Refused(f"symbol {quoted(text)} holds blanks or control characters")
     # A lone surrogate cannot be encoded, but neither is it printable.
     if len(text) > MAX_SYMBOL or len(text.encode("utf-16-le")) > 2 * MAX_SYMBOL:
-        raise Refused(f"symbol {shorten(text)!r} is longer than {MAX_SYMBOL} characters")
+        raise Refused(f"symbol {quoted(text)} is longer than {MAX_SYMBOL} characters")
     return text
 
 
