@@ -261,15 +261,19 @@ class PostgresStore(EventStore):
 
     def _commit(self, connection: "psycopg.Connection[Any]", values: tuple[_Array, ...]) -> None:
         failure: psycopg.Error | None = None
-        with connection.pipeline() as pipeline:  # one way to the server and back
-            try:
-                connection.execute("BEGIN")
-                connection.execute(self._lock_table)
-                connection.execute(self._insert, values)
-                connection.execute("COMMIT")
-                pipeline.sync()
-            except psycopg.Error as error:
-                failure = error  # raised behind the pipeline, which would complain of its end otherwise
+        try:
+            with connection.pipeline() as pipeline:  # one way to the server and back
+                try:
+                    connection.execute("BEGIN")
+                    connection.execute(self._lock_table)
+                    connection.execute(self._insert, values)
+                    connection.execute("COMMIT")
+                    pipeline.sync()
+                except psycopg.Error as error:
+                    failure = error
+        except psycopg.Error as error:
+            # What comes behind a failure says only that the pipeline was aborted: the first one has the reason.
+            failure = failure or error
         if failure is not None:
             raise failure
 

@@ -73,6 +73,13 @@ def test_a_version_can_be_taken_once(store):
     assert list(store.scan()) == BATCHES[0] + BATCHES[1]
 
 
+def test_a_taken_version_is_told_from_an_unavailable_database_however_the_answers_arrive(store):
+    fill(store, BATCHES[:2])
+    for _ in range(500):
+        with pytest.raises(VersionTaken):
+            store.insert(BATCHES[1])
+
+
 def test_an_event_is_stored_when_exactly_its_bytes_are(store):
     fill(store, BATCHES[:3])
     assert all(store.is_stored(one) for one in BATCHES[2])
