@@ -44,9 +44,7 @@ def check_segment(proof: dict, trusted: list, events: list, seals: list, head: d
 
 
 def check(text: str, trusted: list) -> str:
-    need(
-        json.dumps(proof := json.loads(text), indent=1, ensure_ascii=False) + "\n" == text, "prove writes it otherwise"
-    )
+    need(json.dumps(proof := json.loads(text), indent=1, ensure_ascii=False) + "\n" == text, "it was reformatted")
     versions = [event["version"] for segment in proof["segments"] for event in segment["events"]]
     need(versions and versions == list(range(1, len(versions) + 1)), "an event of the order is missing")
     need(proof["format"] == "order-ledger proof v1", "it is of another format")
