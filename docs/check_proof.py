@@ -40,9 +40,7 @@ def check_segment(proof: dict, trusted: list, events: list, seals: list, head: d
     return f"seal {seq} signed {head['text'].split()[-1]} by key {hashlib.sha256(der[12:]).hexdigest()[:16]}"
 
 def check(text: str, trusted: list) -> str:
-    need(
-        json.dumps(proof := json.loads(text), indent=1, ensure_ascii=False) + "\n" == text, "prove writes it otherwise"
-    )
+    need(json.dumps(proof := json.loads(text), indent=1, ensure_ascii=False) + "\n" == text, "it was reformatted")
     versions = [event["version"] for segment in proof["segments"] for event in segment["events"]]
     need(versions and versions == list(range(1, len(versions) + 1)), "an event of the order is missing")
     need(proof["format"] == "order-ledger proof v1", "it is of another format")
