@@ -1,10 +1,11 @@
 # make demo    see it work              make check   formatter, linter, types, import rules
 # make test    run every test           make lock    renew requirements.lock
+# make docs    write docs/states.md     make mutate  test the tests of the domain
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test check format lock clean
+.PHONY: demo test check format docs mutate lock clean
 
 $(STAMP): pyproject.toml requirements.lock
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -28,6 +29,9 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(STAMP)
+	@$(BIN)/python -m tests.make_docs
 
 lock:
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --extra dev \
