@@ -1,12 +1,13 @@
 # make demo    see it work              make check   formatter, linter, types, import rules
 # make test    run every test           make lock    renew requirements.lock
+# make docs    write docs/states.md     make mutate  test the tests of the domain
 # make long    thousands of lives of the ledger (LIVES=5000), and what they met
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 LIVES ?= 5000
 
-.PHONY: demo test long check format lock clean
+.PHONY: demo test long check format docs mutate lock clean
 
 $(STAMP): pyproject.toml requirements.lock
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -33,6 +34,9 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(STAMP)
+	@$(BIN)/python -m tests.make_docs
 
 lock:
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --extra dev \
