@@ -178,7 +178,7 @@ class Life:
     def settle(self, *, after: int = 0, fault: Fault = Fault.NONE) -> None:
         """All that waits becomes durable, although the commit after `after` others meets the fault."""
         self.store.faults.extend([Fault.NONE] * after + [fault])
-        self.run(self._all_done())
+        self._let_it_commit()
         self.store.faults.clear()
         for told in self.waiting:
             told.durable.result()
@@ -189,8 +189,12 @@ class Life:
             assert self.ledger.order(order_id) in (order, None)
         assert self.ledger.open_orders == self._open()
 
-    async def _all_done(self) -> None:
-        await asyncio.gather(*[told.durable for told in self.waiting], return_exceptions=True)
+    def _let_it_commit(self) -> None:
+        """Until nothing waits any more, or the writer has failed."""
+        self.run(_ended(*[told.durable for told in self.waiting]))
+        # It may have something of its own to add: whether that is stored must not be chance.
+        while self.ledger._wake.is_set() and not self.ledger.failure.done():
+            self.run(asyncio.sleep(0))
 
     def acknowledge(self) -> None:
         """What is durable now may have its effect."""
@@ -268,7 +272,7 @@ class Life:
                 self.ledger._task.cancel()  # type: ignore[union-attr]
         else:
             self.store.faults.extend([Fault.NONE] * after + _FAULTS[how])
-            self.run(self._all_done())
+            self._let_it_commit()
         self.run(_dropped(self.ledger))
         self.acknowledge()
         self.open()

@@ -37,7 +37,7 @@ from ledger.trade import (
 from ledger.values import comment_of, magic_of
 from tests.decider import message, receive
 
-# What the orders of each name ask for.
+# What orders ask for, by their name without its number.
 KINDS: Final[dict[str, dict[str, str]]] = {
     "market": {"order_type": "buy"},
     "at_once": {"order_type": "sell", "filling": "ioc"},
@@ -86,7 +86,7 @@ class View(NamedTuple):
 FULL: Final = View(complete=True, settled=True)
 
 
-@dataclass(repr=False)
+@dataclass
 class Attempt:
     """One send: what reached the broker of it, and what the broker made of it. `state` is that of the broker's order,
     None while there is none."""
@@ -104,8 +104,9 @@ class Attempt:
     shown: list[BrokerOrder] = field(default_factory=list)
     answer: tuple[str, TradeResult, tuple[Deal, ...]] | None = None
 
-    def __repr__(self) -> str:
-        return f"{self.order_id} attempt {self.number}"
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Short, in the story that hypothesis tells of a failure."""
+        printer.text(f"attempt {self.number} of {self.order_id}")
 
     @property
     def took_effect(self) -> bool:
@@ -302,7 +303,7 @@ def answers(attempts: Iterable[Attempt]) -> list[RecordAnswer]:
 
 def received(order_id: str, kind: str, now: datetime, unrecorded: int) -> ReceiveOrder:
     """The message of this order: as its sender meant it, or otherwise."""
-    fields: dict[str, Any] = {"order_id": order_id, **KINDS[order_id]}
+    fields: dict[str, Any] = {"order_id": order_id, **KINDS[order_id[:-2]]}
     match kind:
         case "spelled otherwise":
             fields |= {"volume": "0.300", "comment": "once more"}
