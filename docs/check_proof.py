@@ -1,13 +1,16 @@
 # python check_proof.py proof.json [trusted.pem …]: needs Python 3.10 and OpenSSL 3, nothing else; see proofs.md.
 import base64, hashlib, json, pathlib, struct, subprocess, sys, tempfile  # noqa: E401, I001
 
+
 def need(condition: object, problem: str) -> object:
     return condition or sys.exit(f"NOT PROVEN: {problem}")
+
 
 def digest_of(kind: bytes, seq: int, stream: str, version: int, topic: str, state: str) -> bytes:
     a, b, c = stream.encode(), topic.encode(), state.encode()
     form = f">cQI{len(a)}sQI{len(b)}sI{len(c)}s"
     return hashlib.sha256(struct.pack(form, kind, seq, len(a), a, version, len(b), b, len(c), c)).digest()
+
 
 def check_segment(proof: dict, trusted: list, events: list, seals: list, head: dict) -> str:
     chain = [json.loads(seal["state"])["data"] for seal in seals]
@@ -39,6 +42,7 @@ def check_segment(proof: dict, trusted: list, events: list, seals: list, head: d
         need(not subprocess.run(command.split(), cwd=folder, capture_output=True).returncode, "the signature is wrong")
     return f"seal {seq} signed {head['text'].split()[-1]} by key {hashlib.sha256(der[12:]).hexdigest()[:16]}"
 
+
 def check(text: str, trusted: list) -> str:
     need(json.dumps(proof := json.loads(text), indent=1, ensure_ascii=False) + "\n" == text, "it was reformatted")
     versions = [event["version"] for segment in proof["segments"] for event in segment["events"]]
@@ -46,6 +50,7 @@ def check(text: str, trusted: list) -> str:
     need(proof["format"] == "order-ledger proof v1", "it is of another format")
     heads = [check_segment(proof, trusted, **segment) for segment in proof["segments"]]
     return f"PROVEN: {len(versions)} events of order {proof['order_id']} in ledger {proof['ledger_id']}, {heads[-1]}"
+
 
 if __name__ == "__main__":
     try:

@@ -12,17 +12,19 @@ from ledger.events import Recorded
 from ledger.store import EventStore, VersionTaken
 
 PATIENCE_S: Final = 10.0
+INLINE_MOST: Final = 16
 PAUSE_FIRST_S: Final = 0.01
 PAUSE_MOST_S: Final = 0.5
 JOIN_S: Final = 1.0
 
 
 class Committer:
-    """Commits to `store`. A commit of unknown fate is repeated identically until its seal tells: bounded by
-    `PATIENCE_S`, with growing pauses, and never in the event loop."""
+    """Commits to `store`. A commit of unknown fate is repeated identically until its seal tells: for at most
+    `patience_s`, with growing pauses, and never in the event loop."""
 
-    def __init__(self, store: EventStore) -> None:
+    def __init__(self, store: EventStore, patience_s: float) -> None:
         self._store = store
+        self._patience_s = patience_s
         self._loop = asyncio.get_running_loop()
         # One thread and a queue: a pool would cost more than the hop itself.
         self._queue: SimpleQueue[tuple[list[Recorded], asyncio.Future[None]] | None] = SimpleQueue()
@@ -36,8 +38,9 @@ class Committer:
         Raises LedgerFenced when another writer holds its place, LedgerUnavailable when it is not known in time
         whether the batch is stored.
         """
-        if self._store.is_local:
-            # A commit on a local file takes less time than the way to another thread and back.
+        if self._store.is_local and len(records) <= INLINE_MOST:
+            # A small commit on a local file takes less time than the way to another thread and back. With many
+            # events there is work for the loop meanwhile.
             with contextlib.suppress(LedgerUnavailable):  # the thread repeats it, and says what is wrong if it stays
                 self._store_once(records)
                 await asyncio.sleep(0)
@@ -68,7 +71,7 @@ class Committer:
                 self._loop.call_soon_threadsafe(_settle, done, failure)
 
     def _store_patiently(self, records: list[Recorded]) -> None:
-        pause_s, deadline = PAUSE_FIRST_S, time.monotonic() + PATIENCE_S
+        pause_s, deadline = PAUSE_FIRST_S, time.monotonic() + self._patience_s
         while True:
             try:
                 return self._store_once(records)

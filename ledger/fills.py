@@ -47,11 +47,12 @@ def record_deals(order: Order, deals: Sequence[Deal], context: Context) -> list[
         events.append(
             AnomalyDetected(kind="late_fill", detail=f"a deal after {order.status.value}", symbol=order.symbol)
         )
-    for deal in deals:
+    for number, deal in enumerate(deals, 1):
         new = _one(order, deal, context)
-        for event in new:
-            order = evolve(order, event)
         events += new
+        if number < len(deals):  # the state after the last one is nobody's question
+            for event in new:
+                order = evolve(order, event)
     return events
 
 

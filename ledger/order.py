@@ -161,6 +161,8 @@ OUTCOMES: Final = (
     OrderFailed,
 )
 
+_TOLD: Final = frozenset(OUTCOMES)
+
 
 class KnownDeal(msgspec.Struct, frozen=True, gc=False):
     """A deal of the order, as recorded last. `version` is that of its fill."""
@@ -253,7 +255,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 def next_status(status: Status, event: OrderEvent) -> Status:
     """The state an event leads to."""
     following = TRANSITIONS.get((status, type(event)), status)
-    if isinstance(event, FillCorrected) and following is not status:
+    if type(event) is FillCorrected and following is not status:
         remains = event.remaining_volume > ZERO
         return following if remains is (following is Status.PARTIALLY_FILLED) else status
     return following
@@ -262,7 +264,7 @@ def next_status(status: Status, event: OrderEvent) -> Status:
 def evolve(order: Order, event: OrderEvent) -> Order:
     """The state after the event."""
     changes: dict[str, object] = {"version": order.version + 1, "status": next_status(order.status, event)}
-    if isinstance(event, OUTCOMES):
+    if type(event) in _TOLD:
         changes["outcome_version"] = order.version + 1
         changes["outcome_topic"] = event.topic()
     match event:

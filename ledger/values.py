@@ -19,6 +19,8 @@ _NUMBER: Final = re.compile(r"[-+]?[0-9]{1,24}(\.[0-9]{1,24})?([eE][-+]?[0-9]{1,
 _ORDER_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _SUBJECT_TOKEN: Final = re.compile(r"[^A-Za-z0-9_-]")
 
+_ZERO: Final = Decimal(0)
+
 
 class Refused(ValueError):
     """A value that may not enter; the text tells the sender why, never more than 200 characters of their own."""
@@ -58,7 +60,10 @@ def parse_decimal(text: str) -> Decimal:
 
 def plain(value: Decimal) -> Decimal:
     """The same number without trailing zeros, so that equal numbers are stored as equal text."""
-    return Decimal(format(value.normalize(), "f")) if value else Decimal(0)
+    if not value:
+        return _ZERO
+    found = value.normalize()
+    return Decimal(format(found, "f")) if "E+" in str(found) else found
 
 
 def parse_order_id(text: str) -> str:

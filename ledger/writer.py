@@ -93,7 +93,14 @@ class Ledger:
     """The writer. Made by `Ledger.open`; all methods belong to the event loop it was opened in."""
 
     def __init__(
-        self, store: EventStore, lock: WriterLock, clock: Callable[[], datetime], *, build: str, config_version: str
+        self,
+        store: EventStore,
+        lock: WriterLock,
+        clock: Callable[[], datetime],
+        *,
+        build: str,
+        config_version: str,
+        patience_s: float,
     ) -> None:
         self._store, self._lock, self._clock = store, lock, clock
         self._build, self.config_version = build, config_version
@@ -110,7 +117,7 @@ class Ledger:
         self._taken: list[_Pending] = []
         self._wake = asyncio.Event()
         self._soon: asyncio.TimerHandle | None = None
-        self._committer = Committer(store)
+        self._committer = Committer(store, patience_s)
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="ledger-read")
         self._task: asyncio.Task[None] | None = None
         self._guard: asyncio.Task[None] | None = None
@@ -129,8 +136,10 @@ class Ledger:
         build: str,
         config_version: str = "",
         take_over: bool = False,
+        patience_s: float = PATIENCE_S,
     ) -> "Ledger":
-        """The writer of this ledger, with its open orders loaded; creates the ledger when it is empty.
+        """The writer of this ledger, with its open orders loaded; creates the ledger when it is empty. `patience_s`:
+        how long a commit of unknown fate is repeated before the writer stops.
 
         `take_over`: goes on although another writer holds the lock. `WriterTookOver` is then committed before
         anything else, and from that moment the other one, alive or paused, cannot commit: its next seal has a
@@ -145,7 +154,7 @@ class Ledger:
         Raises LedgerLocked (another writer), ForeignLedger (another account), LedgerDamaged, LedgerUnavailable.
         """
         lock, displacing = await asyncio.to_thread(lock_or_displace, store, take_over=take_over)
-        ledger = cls(store, lock, clock, build=build, config_version=config_version)
+        ledger = cls(store, lock, clock, build=build, config_version=config_version, patience_s=patience_s)
         try:
             found = await asyncio.to_thread(beginning, store, login, server)
             if found is not None:

@@ -16,7 +16,7 @@ from ledger.order import Order, evolve, fold
 from ledger.order_events import OrderEvent
 from ledger.seal import verify
 from ledger.store import EventStore, open_store
-from ledger.writer import COMMIT_ATTEMPTS, Cause, Committed, Executed, Ledger
+from ledger.writer import Cause, Committed, Executed, Ledger
 
 CAUSE: Final = Cause(actor="client")
 PATIENCE_S: Final = 20.0
@@ -28,6 +28,7 @@ class Fault(StrEnum):
     NONE = "none"
     REPLY_LOST = "reply lost"
     REQUEST_LOST = "request lost"
+    AWAY = "away from now on"
     KILLED_BEFORE = "killed before"
     KILLED_AFTER = "killed after"
 
@@ -45,8 +46,8 @@ class Crash(StrEnum):
 _FAULTS: Final = {
     Crash.BEFORE_COMMIT: [Fault.KILLED_BEFORE],
     Crash.AFTER_COMMIT: [Fault.KILLED_AFTER],
-    Crash.AWAY: [Fault.REQUEST_LOST] * COMMIT_ATTEMPTS,
-    Crash.AWAY_STORED: [Fault.REPLY_LOST] + [Fault.REQUEST_LOST] * (COMMIT_ATTEMPTS - 1),
+    Crash.AWAY: [Fault.AWAY],
+    Crash.AWAY_STORED: [Fault.REPLY_LOST, Fault.AWAY],
 }
 
 
@@ -67,10 +68,12 @@ class FaultyStore:
 
     def insert(self, batch: Sequence[Recorded]) -> None:
         fault = self.faults.popleft() if self.faults else Fault.NONE
+        if fault is Fault.AWAY:
+            self.faults.appendleft(fault)
         if self._dead or fault is Fault.KILLED_BEFORE:
             self._dead = True
             raise Killed
-        if fault is Fault.REQUEST_LOST:
+        if fault in (Fault.REQUEST_LOST, Fault.AWAY):
             raise LedgerUnavailable("the database is away")
         self._store.insert(batch)
         if fault is Fault.KILLED_AFTER:
@@ -250,6 +253,7 @@ class Life:
                     store(inner, is_local=self._is_local),  # type: ignore[arg-type]
                     login=5001,
                     server="Demo",
+                    patience_s=0.03,
                     clock=self._clock,
                     build="test",
                 )
@@ -347,11 +351,8 @@ async def _dropped(ledger: Ledger) -> None:
     """The end of a process: what is not stored is gone, the lock is free."""
     task = ledger._task
     assert task is not None
-    task.cancel()
-    await asyncio.wait([task])
-    await asyncio.to_thread(ledger._thread.close)
+    await ledger._end()
     ledger._lock.release()
-    ledger._readers.shutdown(wait=True)
     ledger._store.close()
     if not task.cancelled():
         task.exception()  # looked at: the loop need not complain
