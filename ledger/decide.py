@@ -172,7 +172,6 @@ def _checked(order: Order, command: RecordCheck) -> list[OrderEvent]:
             retcode_name=command.retcode_name,
             category=command.category,
             description=command.description,
-            attempts=order.attempt,
             advice=command.advice,
         ),
     ]
@@ -229,10 +228,7 @@ def _succeeded(order: Order, command: RecordAnswer, *, decides: bool) -> list[Or
         if not result.order:
             return _without_deal(order, command)
         if order.status not in _HELD:
-            events += [
-                *_late(order, "order"),
-                placed(order, result.order, result.retcode, command.retcode_name),
-            ]
+            events = [*_late(order, "order"), placed(order, result.order, result.retcode, command.retcode_name)]
         if not command.deals:
             return events
     deals = command.deals or ((_provisional(order, result),) if result.deal else ())
@@ -325,13 +321,10 @@ def _provisional(order: Order, result: TradeResult) -> Deal:
     sent = order.sent
     return Deal(
         ticket=result.deal,
-        order=result.order,
         type=sent.type % 2 if sent else 0,
-        magic=sent.magic if sent else 0,
         position_id=(sent.position if sent else 0) or result.order,
         volume=result.volume or order.remaining,
         price=result.price,
-        symbol=order.symbol,
     )
 
 

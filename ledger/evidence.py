@@ -99,8 +99,8 @@ def judge(order: Order, seen: RecordEvidence) -> Judgement:
         listed = ", ".join(str(deal.ticket) for deal in made)
         return Dealt(made, f"the broker shows deal {listed} of this attempt")
     match sent.action:
-        case action if action == ACTION_DEAL and order.before is not None:
-            return _close(order, sent, seen)
+        case action if action == ACTION_DEAL and order.before is not None and order.before.position is not None:
+            return _close(order.before.position, sent, seen)
         case action if action in (ACTION_DEAL, ACTION_PENDING):
             return _opening(sent, seen)
         case action if action == ACTION_SLTP:
@@ -142,11 +142,8 @@ def _opening(sent: TradeRequest, seen: RecordEvidence) -> Judgement:
     )
 
 
-def _close(order: Order, sent: TradeRequest, seen: RecordEvidence) -> Judgement:
-    before = order.before.position if order.before else None
+def _close(before: Position, sent: TradeRequest, seen: RecordEvidence) -> Judgement:
     ended = _ended(seen)
-    if before is None:
-        return _opening(sent, seen)
     if not (seen.complete and seen.settled) or seen.target is None:
         return Inconclusive(found=bool(seen.orders or seen.history), reason=seen.reason)
     if ended is not None:

@@ -153,9 +153,9 @@ def _mismatches(order: Order, deal: Deal, filled: Decimal) -> list[AnomalyDetect
     by_both = sent is not None and sent.action == ACTION_CLOSE_BY
     if deal.symbol and order.symbol and deal.symbol != order.symbol:
         found.append(("fill_symbol", f"deal {deal.ticket} is in {deal.symbol}, asked was {order.symbol}"))
-    side = request.side if request else ""
-    wanted = sent.type % 2 if sent is not None else (TYPE_SELL if side == "sell" else TYPE_BUY)
-    if deal.type != wanted and not by_both:  # even order types buy, odd ones sell
+    asked = TYPE_SELL if request is not None and request.side == "sell" else TYPE_BUY
+    wanted = sent.type % 2 if sent is not None else asked  # even order types buy, odd ones sell
+    if deal.type != wanted and not by_both:
         found.append(("fill_side", f"deal {deal.ticket} has type {deal.type}, asked was {wanted}"))
     targets = {sent.position, sent.position_by} - {0} if sent is not None else set()
     if order.before is not None and order.before.position is not None:
