@@ -511,7 +511,7 @@ async def test_a_transaction_of_a_stranger_delays_a_commit_and_not_the_loop(plac
     stranger.close()
 
 
-async def test_many_open_orders_are_loaded_by_few_queries(place, ledger, monkeypatch):
+async def test_many_open_orders_are_loaded_by_few_queries(place, ledger):
     orders = [place_order(ledger, f"ord_{n}") for n in range(1_200)]
     await durable(*orders)
     before = dict(ledger.open_orders)
@@ -566,8 +566,7 @@ async def test_a_commit_of_unknown_fate_is_repeated_and_settled_without_doubling
     assert len(refold(sound(place))) == 6
 
 
-async def test_a_store_that_stays_away_fails_every_future_and_stops_the_writer(place, monkeypatch):
-    monkeypatch.setattr("ledger.commit.PATIENCE_S", 0.2)
+async def test_a_store_that_stays_away_fails_every_future_and_stops_the_writer(place):
     tries = []
 
     class Gone(Store):
@@ -577,7 +576,7 @@ async def test_a_store_that_stays_away_fails_every_future_and_stops_the_writer(p
                 raise LedgerUnavailable("the disk is full")
             self._store.insert(batch)
 
-    ledger = await opened(place, Gone)
+    ledger = await opened(place, Gone, patience_s=0.2)
     waiting = [place_order(ledger, f"ord_{n}") for n in range(600)]
     failure = await asyncio.wait_for(asyncio.shield(ledger.failure), 5)
     assert str(failure) == "the disk is full"
@@ -608,15 +607,13 @@ async def test_whatever_breaks_before_the_commit_fails_its_futures_too(place, er
     await ledger.close()
 
 
-async def test_a_failed_creation_releases_the_lock(place, monkeypatch):
-    monkeypatch.setattr("ledger.commit.PATIENCE_S", 0.1)
-
+async def test_a_failed_creation_releases_the_lock(place):
     class Full(Store):
         def insert(self, batch):
             raise LedgerUnavailable("the disk is full")
 
     with pytest.raises(LedgerUnavailable, match="the disk is full"):
-        await opened(place, Full)
+        await opened(place, Full, patience_s=0.1)
     await (await opened(place)).close()
     sound(place)
 

@@ -154,10 +154,9 @@ async def fill_up(ledger: Ledger) -> list[Executed]:
     raise AssertionError("the disk is larger than that")
 
 
-async def test_a_full_disk_stops_the_writer_and_keeps_its_word(small_disk, monkeypatch):
-    monkeypatch.setattr("ledger.commit.PATIENCE_S", 0.3)
+async def test_a_full_disk_stops_the_writer_and_keeps_its_word(small_disk):
     url = f"sqlite:///{small_disk / 'ledger.db'}"
-    ledger = await opened(url)
+    ledger = await opened(url, patience_s=0.3)
     acknowledged = await fill_up(ledger)
     failure = ledger.failure.result()
     assert isinstance(failure, LedgerUnavailable)
@@ -167,23 +166,21 @@ async def test_a_full_disk_stops_the_writer_and_keeps_its_word(small_disk, monke
     check_kept(url, acknowledged)
 
 
-async def test_a_start_on_a_full_disk_is_one_line_and_leaves_the_lock_free(small_disk, monkeypatch):
-    monkeypatch.setattr("ledger.commit.PATIENCE_S", 0.1)
+async def test_a_start_on_a_full_disk_is_one_line_and_leaves_the_lock_free(small_disk):
     with contextlib.suppress(OSError), (small_disk / "ballast").open("wb", buffering=0) as ballast:
         while ballast.write(b"x" * 4096):
             pass
     for _ in range(2):
         with pytest.raises(LedgerUnavailable) as error:
-            await opened(f"sqlite:///{small_disk / 'ledger.db'}")
+            await opened(f"sqlite:///{small_disk / 'ledger.db'}", patience_s=0.1)
         one_line(error.value)
 
 
-async def test_after_room_was_made_the_ledger_goes_on(small_disk, monkeypatch):
-    monkeypatch.setattr("ledger.commit.PATIENCE_S", 0.3)
+async def test_after_room_was_made_the_ledger_goes_on(small_disk):
     url = f"sqlite:///{small_disk / 'ledger.db'}"
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"x" * 1_000_000)
-    first = await opened(url)
+    first = await opened(url, patience_s=0.3)
     acknowledged = await fill_up(first)
     await first.close()
     ballast.unlink()
@@ -353,12 +350,11 @@ async def test_a_lost_lock_of_postgresql_stops_the_writer_within_its_second():
 
 
 async def test_a_server_that_freezes_fails_the_commit_in_a_bounded_time(monkeypatch):
-    monkeypatch.setattr("ledger.commit.PATIENCE_S", 0.5)
     monkeypatch.setattr("ledger.store_postgres.CALL_S", 0.5)
     monkeypatch.setattr("ledger.store_postgres.CHECK_S", 0.5)
     monkeypatch.setattr("ledger.store_postgres.CONNECT_S", 2)
     with postgres_process() as server:
-        ledger = await opened(server.url)
+        ledger = await opened(server.url, patience_s=0.5)
         with server.frozen():
             executed = place_order(ledger, "ord_1")
             failure = await asyncio.wait_for(asyncio.shield(ledger.failure), PATIENCE_S)
