@@ -144,7 +144,7 @@ class Submitter:
                 RecordUnknown(attempt=order.attempt, code=0, reason="the process ended before the answer"),
                 cause,
             ).order
-        match next_step(order, self._clock(), self._policy):
+        match next_step(order, self._clock(), self._policy, halted=self._ledger.account.halted):
             case Check():
                 self._causes[order_id] = cause
                 self._checks.append(order_id)
@@ -255,7 +255,7 @@ class Submitter:
             order = self._ledger.order(order_id)
             if order is None or self._stopping:
                 continue
-            step = next_step(order, self._clock(), self._policy)
+            step = next_step(order, self._clock(), self._policy, halted=self._ledger.account.halted)
             if not isinstance(step, SendStep):
                 self.take(order_id, self._causes[order_id])
                 continue

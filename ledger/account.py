@@ -27,7 +27,6 @@ HALT_SOURCES: Final = ("operator", "configuration", "limit", "heartbeat")
 class Account(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """`halts`: those in force, at most one of each source, in the order they came."""
 
-    version: int = 0
     connected: bool = False
     refused: str = ""
     halts: tuple[TradingHalted, ...] = ()
@@ -41,7 +40,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 def evolve_account(account: Account, event: AccountEvent) -> Account:
     """The state after the event."""
-    changes: dict[str, object] = {"version": account.version + 1}
+    changes: dict[str, object] = {}
     match event:
         case AccountConnected():
             changes |= {"connected": True, "refused": ""}

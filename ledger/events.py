@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ledger.account_events import AccountEvent, MessageRejected
+from ledger.account_events import AccountEvent, MessageRejected, TradingHalted
 from ledger.errors import UnknownSchema
 from ledger.facts import Fact
 from ledger.order_events import OrderEvent
@@ -40,9 +40,10 @@ class LedgerCreated(Fact, frozen=True, kw_only=True, gc=False, tag="writer.ledge
 
 
 class Checkpointed(Fact, frozen=True, kw_only=True, gc=False, tag="writer.checkpointed"):
-    """The orders that are open at this point, so that a start reads only what follows."""
+    """The orders that are open and the halts in force at this point, so that a start reads only what follows."""
 
     open_orders: tuple[str, ...]
+    halts: tuple[TradingHalted, ...] = ()
 
 
 class WriterTookOver(Fact, frozen=True, kw_only=True, gc=False, tag="writer.took_over"):

@@ -6,8 +6,18 @@ from typing import NamedTuple
 
 import msgspec
 
+from ledger.account import Account, evolve_account
 from ledger.errors import ForeignLedger, LedgerDamaged, LedgerLocked
-from ledger.events import BatchSealed, Checkpointed, Event, LedgerCreated, Recorded, decode, order_stream
+from ledger.events import (
+    BatchSealed,
+    Checkpointed,
+    Event,
+    LedgerCreated,
+    Recorded,
+    account_stream,
+    decode,
+    order_stream,
+)
 from ledger.order import Order, evolve
 from ledger.store import EventStore, WriterLock, last_seal
 
@@ -72,20 +82,26 @@ def beginning(store: EventStore, login: int, server: str) -> Beginning | None:
     return Beginning(created, *found)
 
 
-def open_orders(store: EventStore, checkpoint: int) -> dict[str, Order]:
-    """The orders that have not ended: those that were open at the checkpoint, and what came after it."""
+def standing(store: EventStore, checkpoint: int, login: int) -> tuple[dict[str, Order], Account]:
+    """The orders that have not ended, and the account: as they stood at the checkpoint, and what came after it."""
     touched: dict[str, None] = {}
+    account = Account()
     if checkpoint:
         found = store.at(checkpoint)
         data = event_of(found) if found is not None else None
         if not isinstance(data, Checkpointed):
             raise LedgerDamaged(f"the checkpoint {checkpoint} is missing: run verify", checkpoint)
         touched.update(dict.fromkeys(data.open_orders))
+        account = Account(halts=data.halts)
+    ours = account_stream(login)
     for recorded in store.scan(checkpoint):
         kind, _, order_id = recorded.stream.partition("/")
         if kind == "order":
             touched[order_id] = None
-    return {order.order_id: order for order in read_orders(store, list(touched)) if order.is_open}
+        elif recorded.stream == ours:
+            account = evolve_account(account, event_of(recorded))  # type: ignore[arg-type]  # its stream holds its events
+    orders = {order.order_id: order for order in read_orders(store, list(touched)) if order.is_open}
+    return orders, account
 
 
 def read_orders(store: EventStore, order_ids: Sequence[str]) -> list[Order]:

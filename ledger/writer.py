@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from ledger.account import Account, evolve_account
 from ledger.commands import OrderCommand
 from ledger.commit import PATIENCE_S, Committer
 from ledger.decide import decide
@@ -36,13 +37,14 @@ from ledger.events import (
     Recorded,
     Source,
     WriterTookOver,
+    account_stream,
     encode,
     order_stream,
     schema_version,
 )
 from ledger.order import Order, evolve
 from ledger.order_events import OrderEvent
-from ledger.resume import Beginning, beginning, lock_or_displace, open_orders, read_orders
+from ledger.resume import Beginning, beginning, lock_or_displace, read_orders, standing
 from ledger.seal import GENESIS, close_seal, leaf_hash, merkle_root
 from ledger.store import EventStore, WriterLock
 from ledger.tail import Tail
@@ -111,6 +113,7 @@ class Ledger:
         self._digest = GENESIS
         self._checkpoint = 0
         self._versions: OrderedDict[str, int] = OrderedDict()
+        self.account = Account()
         self._open: dict[str, Order] = {}
         self._ended: OrderedDict[str, Order] = OrderedDict()
         self._queue: deque[_Pending] = deque()
@@ -223,6 +226,8 @@ class Ledger:
 
     def append(self, stream: str, event: Event, cause: Cause) -> "asyncio.Future[Committed]":
         """Appends a fact to a stream that is no order's."""
+        if stream == account_stream(self.login):
+            self.account = evolve_account(self.account, event)  # type: ignore[arg-type]  # its stream holds its events
         durable: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
         # Its version is taken when the batch is made: these streams may not be in memory.
         self._enqueue(_Pending(stream, 0, [event], cause, self._clock(), durable))
@@ -282,7 +287,7 @@ class Ledger:
                 assert again is not None
                 found = again
                 self._continue(found)
-        self._open = await asyncio.to_thread(open_orders, self._store, self._checkpoint)
+        self._open, self.account = await asyncio.to_thread(standing, self._store, self._checkpoint, self.login)
 
     def _continue(self, found: Beginning) -> None:
         created, head, seal = found
@@ -382,7 +387,8 @@ class Ledger:
 
     def _checkpoint_now(self) -> None:
         # The state includes what is pending, and all of that is queued before this event: it fits its place.
-        self.append(WRITER_STREAM, Checkpointed(open_orders=tuple(self._open)), Cause(actor="writer"))
+        checkpoint = Checkpointed(open_orders=tuple(self._open), halts=self.account.halts)
+        self.append(WRITER_STREAM, checkpoint, Cause(actor="writer"))
 
     def _sealed(self, batch: list[_Pending]) -> tuple[list[Recorded], BatchSealed, list[int]]:
         """The batch as it will be stored, its seal last, and the first seq of each entry."""

@@ -421,6 +421,10 @@ _EVENTS: Final[tuple[Event, ...]] = (
 )
 # Examples of fields that came after the first version of an event was stored, or that exclude another value.
 _MORE: Final[dict[str, Event]] = {
+    "v1/writer.checkpointed+halts": Checkpointed(
+        open_orders=("ord_1",),
+        halts=(TradingHalted(source="operator", reason="loss of the day", by="ann", cancel_orders=True),),
+    ),
     "v1/order.send_started+before": SendStarted(
         attempt=2,
         request=_TRADE_REQUEST,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ledger import writer as writer_module
-from ledger.account_events import AccountDisconnected, MessageRejected
+from ledger.account_events import AccountDisconnected, MessageRejected, TradingHalted, TradingResumed
 from ledger.commands import RefuseOrder
 from ledger.errors import (
     ForeignLedger,
@@ -23,7 +23,16 @@ from ledger.errors import (
     LedgerLocked,
     LedgerUnavailable,
 )
-from ledger.events import WRITER_STREAM, BatchSealed, Checkpointed, LedgerCreated, Recorded, decode, order_stream
+from ledger.events import (
+    WRITER_STREAM,
+    BatchSealed,
+    Checkpointed,
+    LedgerCreated,
+    Recorded,
+    account_stream,
+    decode,
+    order_stream,
+)
 from ledger.order import Order, Status, fold
 from ledger.seal import batches, verify
 from ledger.store import EventStore, VersionTaken
@@ -840,3 +849,20 @@ async def test_an_order_that_was_loaded_is_not_forgotten_before_its_message_is_d
     await again.durable
     assert [event.topic() for event in fresh.events] == ["order.requested"]
     assert [event.topic() for event in again.events] == ["order.duplicate_received"]
+
+
+async def test_a_halt_survives_restarts_until_its_own_source_lifts_it(place):
+    account = account_stream(5001)
+    ledger = await opened(place)
+    halts = [TradingHalted(source="operator", reason="news"), TradingHalted(source="limit", reason="daily loss")]
+    await durable(*[ledger.append(account, one, CAUSE) for one in halts])
+    await ledger.close()  # with a checkpoint
+    ledger = await opened(place)
+    assert ledger.account.halted == "operator: news; limit: daily loss"
+    await durable(ledger.append(account, TradingResumed(source="limit"), CAUSE))
+    await ledger._end()  # without one
+    ledger._lock.release()
+    ledger._store.close()
+    ledger = await opened(place)
+    assert ledger.account.halts == (halts[0],)
+    await ledger.close()
