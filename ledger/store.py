@@ -19,6 +19,7 @@ import msgspec
 
 from ledger.errors import LedgerDamaged, LedgerLocked, LedgerUnavailable
 from ledger.events import WRITER_STREAM, BatchSealed, Recorded, decode, seq_of
+from ledger.sqlite_log import LogKeeper
 
 PAGE: Final = 4_000
 OPEN_WAIT_S: Final = 10.0  # at the start, for a program that holds the file
@@ -255,6 +256,7 @@ class _SqliteStore(EventStore):
         self._writer: sqlite3.Connection | None = None
         self._readers: list[sqlite3.Connection] = []  # free ones; each is used by one thread at a time
         self._closed = False
+        self._log = LogKeeper(lambda: self._connect("rw", 0))
         if readonly and not path.exists():
             raise LedgerUnavailable(f"no ledger at {path}: start `order-ledger serve`, or name its folder by --data")
         if not readonly:
@@ -294,8 +296,7 @@ class _SqliteStore(EventStore):
         )
         # A commit returns when it is on the disk.
         connection.execute("PRAGMA synchronous=FULL")
-        # A larger log between checkpoints: fewer long pauses in the commit path.
-        connection.execute("PRAGMA wal_autocheckpoint=4000")
+        connection.execute("PRAGMA wal_autocheckpoint=0")  # the log's keeper does it
         return connection
 
     def _rows(self, statement: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
@@ -317,15 +318,19 @@ class _SqliteStore(EventStore):
         rows = [(one.stream, one.version, one.topic, one.state) for one in batch]
         with self._transaction() as connection:
             connection.executemany(_INSERT, rows)
+            connection.execute("COMMIT")
+            self._log.committed(len(rows), connection)
 
     def fill(self, records: Iterable[Recorded]) -> None:
         with self._transaction() as connection:
             if connection.execute("SELECT 1 FROM stored_events LIMIT 1").fetchone():
                 raise LedgerUnavailable(f"ledger {self.name} is not empty: name another folder")
             connection.executemany(_INSERT, ((one.stream, one.version, one.topic, one.state) for one in records))
+            connection.execute("COMMIT")
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """The caller commits as the last thing; whatever is raised before that leaves nothing behind."""
         with self._writing, _unavailable(self.name):
             if self._writer is None:
                 self._writer = self._connect("ro" if self._readonly else "rw", 0)
@@ -333,7 +338,6 @@ class _SqliteStore(EventStore):
             try:
                 connection.execute("BEGIN IMMEDIATE")
                 yield connection
-                connection.execute("COMMIT")
             except sqlite3.IntegrityError as error:
                 connection.execute("ROLLBACK")
                 raise VersionTaken from error
@@ -348,6 +352,7 @@ class _SqliteStore(EventStore):
         # The writer's last: only a connection that may write carries the log over into the file at its end.
         self._close_readers()
         with self._writing:
+            self._log.close()
             if self._writer is not None:
                 self._writer.close()
                 self._writer = None
