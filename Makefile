@@ -38,9 +38,12 @@ format: $(STAMP)
 docs: $(STAMP)
 	@$(BIN)/python -m tests.make_docs
 
+mutate: $(STAMP)
+	@$(BIN)/python -m tests.mutate
+
 lock:
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --extra dev \
 	  --python-version 3.11 --output-file requirements.lock pyproject.toml
 
 clean:
-	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .order-ledger
+	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .order-ledger mutants

@@ -18,7 +18,7 @@ from ledger.order_events import (
     RequestCompleted,
     RetryScheduled,
 )
-from ledger.trade import ACTION_SLTP, FILLING_FOK, FILLING_IOC, FILLING_RETURN
+from ledger.trade import ACTION_SLTP, FILLING_FOK, FILLING_IOC, FILLING_RETURN, TargetImage
 from tests.decider import (
     D,
     abandoned,
@@ -45,6 +45,7 @@ from tests.decider import (
     parked,
     partly,
     placed,
+    position,
     proven_absent,
     ready,
     receive,
@@ -188,6 +189,17 @@ def test_a_placed_order_tells_all_its_terms():
     assert (shown.price, shown.stop_limit_price, shown.sl, shown.tp) == (D("1.05"), D("1.04"), D("1.1"), D("0.9"))
 
 
+def test_a_placed_order_has_the_volume_it_was_sent_with_and_its_attempt():
+    capped = start(2, action=5, type=2, volume=D("0.2"), price=D("1.05"))
+    shown = given(*limit_sending, not_sent(), capped).when(answer("success", attempt=2)).the(OrderPlaced)
+    assert (shown.volume, shown.attempts) == (D("0.2"), 2)
+
+
+def test_a_placed_order_of_a_type_nobody_knows_has_none():
+    odd = given(limit_order, start(1, action=5, type=9)).when(answer("success"))
+    assert odd.the(OrderPlaced).order_type == ""
+
+
 def test_a_pending_order_that_dealt_at_once_is_placed_and_filled():
     given(*limit_sending).when(answer("success", deal(price=D("1.05")))).then(
         BrokerAnswered, OrderPlaced, OrderFilled
@@ -230,6 +242,13 @@ def test_a_request_on_a_pending_order_completes_on_that_order(request_, sent, ac
     assert (done.action, done.order_ticket, done.position_id, done.target_order_id) == (action, 800, 0, "")
 
 
+def test_a_completed_request_names_the_lasting_key_of_its_position_and_its_attempt():
+    reversed_ = TargetImage(position=position(700, ticket=77))
+    sent = start(2, action=ACTION_SLTP, position=77, before=reversed_)
+    done = given(*stops_sending, not_sent(), sent).when(answer("success", attempt=2)).the(RequestCompleted)
+    assert (done.position_id, done.attempts) == (700, 2)
+
+
 def test_a_completed_request_names_the_order_it_was_asked_for():
     by_order = receive(action="modify", symbol=None, order_type=None, volume=None, target_order_id="ord_0", sl="1.01")
     sent = start(1, action=ACTION_SLTP, position=699, volume=D(0), sl=D("1.01"))
@@ -264,6 +283,12 @@ def test_the_rest_of_a_partial_fill_is_cancelled_where_it_may_not_stand(mode):
             reason="the rest was not available at once",
         ),
     ).and_order(status=Status.CANCELLED, is_open=False, remaining=D("0.2"))
+
+
+def test_the_cancelled_rest_is_that_of_the_order_in_the_answer_or_else_of_the_deal():
+    for named, ticket in ((900, 900), (0, 901)):
+        partial = answer("success", deal(volume="0.1", order=901), retcode=10010, order=named, volume=D("0.1"))
+        assert given(*filling(FILLING_IOC)).when(partial).the(OrderCancelled).order_ticket == ticket
 
 
 @pytest.mark.parametrize(
@@ -379,6 +404,22 @@ def test_a_success_of_an_earlier_attempt_is_flagged_and_leaves_the_current_one_o
     given(*pending).when(answer("success")).then(BrokerAnswered, AnomalyDetected).and_order(status=Status.UNKNOWN)
     stops = (*stops_sending, not_sent(), stops_second)
     given(*stops).when(answer("success")).then(BrokerAnswered, AnomalyDetected).and_order(status=Status.SENDING)
+
+
+def test_a_deal_named_late_is_on_the_side_that_was_sent():
+    sold = receive(order_type="sell_limit", price="1.05")
+    sent = start(1, action=5, type=3, price=D("1.05"))
+    pending = (sold, sent, not_sent(), msgspec.structs.replace(sent, attempt=2))
+    late = given(*pending).when(answer("success", deal=55, price=D("1.05")))
+    late.then(BrokerAnswered, AnomalyDetected, OrderFilled)
+    assert late.the(OrderFilled).side == "sell"
+
+
+def test_a_success_of_an_order_that_was_never_sent_is_believed_and_flagged():
+    never = given(*ready).when(answer("success", deal=55, order=901))
+    never.then(BrokerAnswered, AnomalyDetected, AnomalyDetected, OrderFilled).and_order(status=Status.FILLED)
+    fill = never.the(OrderFilled)
+    assert (fill.side, fill.position_id, fill.order_ticket) == ("buy", 901, 901)
 
 
 @pytest.mark.parametrize("end", [not_sent(2), answer("fatal", attempt=2)])

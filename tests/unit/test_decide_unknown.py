@@ -98,6 +98,7 @@ def test_the_order_of_an_adopted_deal_is_taken_from_where_it_shows():
     assert after.the(OutcomeResolved).order_ticket == after.the(OrderFilled).order_ticket == 902
     named = evidence(deals=(deal(7, order=901),), history=(broker_order(903, 4),))
     assert given(*lost).when(named).the(OutcomeResolved).order_ticket == 901
+    assert given(*lost).when(evidence(deals=(deal(7, order=0),))).the(OutcomeResolved).order_ticket == 0
     by_history = evidence(deals=(deal(7, order=0),), history=(broker_order(903, 4),))
     assert given(*lost).when(by_history).the(OrderFilled).order_ticket == 903
 
@@ -110,10 +111,19 @@ def test_adopted_deals_that_leave_volume_open_leave_the_order_open():
 
 def test_a_rest_that_ended_with_an_adopted_deal_is_cancelled():
     rest = {"volume_initial": D("0.3"), "volume_current": D("0.2")}
-    ended = evidence(deals=(deal(7, "0.1"),), history=(broker_order(899, 2), broker_order(900, 2, **rest)))
-    given(*lost).when(ended).then(OutcomeResolved, OrderPartiallyFilled, OrderCancelled).and_order(
-        status=Status.CANCELLED, filled_volume=D("0.1")
-    )
+    other = broker_order(899, 2, volume_initial=D("0.3"))
+    ended = evidence(deals=(deal(7, "0.1"),), history=(other, broker_order(900, 2, **rest)))
+    given(*lost).when(ended).then(
+        OutcomeResolved,
+        OrderPartiallyFilled,
+        OrderCancelled(
+            symbol="EURUSD",
+            order_ticket=900,
+            filled_volume=D("0.1"),
+            remaining_volume=D("0.2"),
+            reason="cancelled at the broker",
+        ),
+    ).and_order(status=Status.CANCELLED, filled_volume=D("0.1"))
     missing = evidence(deals=(deal(7, "0.05"),), history=(broker_order(900, 2, **rest),))
     given(*lost).when(missing).then(OutcomeResolved, OrderPartiallyFilled)
     standing = evidence(deals=(deal(7, "0.1"),), history=(broker_order(900, 3, sl=D("1.0")),))
@@ -126,7 +136,9 @@ def test_a_working_pending_order_is_adopted():
     after = given(*limit_lost).when(evidence(complete=False, settled=False, orders=(broker_order(901),)))
     after.then(OutcomeResolved, OrderPlaced).and_order(status=Status.PLACED, order_ticket=901)
     assert (after.the(OutcomeResolved).resolution, after.the(OutcomeResolved).order_ticket) == ("found", 901)
-    assert after.the(OrderPlaced).order_ticket == 901
+    assert after.the(OutcomeResolved).evidence == "the broker holds it as working order 901"
+    shown = after.the(OrderPlaced)
+    assert (shown.order_ticket, shown.retcode, shown.retcode_name) == (901, 0, "")
 
 
 @pytest.mark.parametrize(
@@ -136,6 +148,8 @@ def test_a_working_pending_order_is_adopted():
 def test_a_past_order_that_ended_without_a_deal_ends_the_attempt(state, kind, status):
     after = given(*lost).when(evidence(history=(broker_order(901, state),)))
     after.then(OutcomeResolved, kind).and_order(status=status, order_ticket=901)
+    assert after.the(OutcomeResolved).evidence.startswith("the broker shows order 901 of this attempt")
+    assert getattr(after.the(kind), "by", "") == ""
     assert (after.the(OutcomeResolved).resolution, after.the(OutcomeResolved).order_ticket) == ("found", 901)
 
 
@@ -143,6 +157,8 @@ def test_a_target_that_is_as_wanted_completes_the_request():
     now = TargetImage(position=position(700, sl=D("1.01")))
     after = given(*stops_lost).when(evidence(target=now)).then(OutcomeResolved, RequestCompleted)
     assert (after.the(OutcomeResolved).resolution, after.the(OutcomeResolved).order_ticket) == ("found", 0)
+    assert after.the(OutcomeResolved).evidence == "position 700 has the wanted stops"
+    assert (after.the(RequestCompleted).retcode, after.the(RequestCompleted).retcode_name) == (0, "")
     after.and_order(status=Status.COMPLETED)
 
 
@@ -158,6 +174,7 @@ def test_proven_absence_ends_the_order():
         ),
     ).and_order(status=Status.FAILED, is_open=False)
     assert after.the(OutcomeResolved).resolution == "absent"
+    assert after.the(OutcomeResolved).evidence.startswith("no working order, past order, deal or position")
 
 
 def test_proven_absence_schedules_another_attempt_where_that_is_allowed():
@@ -343,10 +360,9 @@ def test_a_working_order_where_none_was_expected_is_believed_and_flagged(past, n
 
 
 def test_a_working_order_that_comes_late_tells_how_it_stands_at_once():
-    late = order_state(1, price_open=D("1.05"), sl=D("1.0"))
-    given(*abandoned).when(late, late).then(AnomalyDetected, OrderPlaced, OrderModified).and_order(
-        terms=Terms(price=D("1.05"), sl=D("1.0"))
-    )
+    late = order_state(1, price_open=D("1.05"), sl=D("1.0"), by="ord_2")
+    after = given(*abandoned).when(late, late).then(AnomalyDetected, OrderPlaced, OrderModified)
+    assert after.and_order(terms=Terms(price=D("1.05"), sl=D("1.0"))).the(OrderModified).by == "ord_2"
 
 
 def test_an_order_cancelled_at_the_broker_is_cancelled():
@@ -359,8 +375,8 @@ def test_an_order_cancelled_at_the_broker_is_cancelled():
             reason="cancelled at the broker",
         )
     ).and_order(status=Status.CANCELLED)
-    ours = given(*placed).when(order_state(2, by="ord_2")).the(OrderCancelled)
-    assert (ours.by, ours.reason) == ("ord_2", "")
+    ours = given(*placed).when(order_state(2, by="ord_2", ticket=905)).the(OrderCancelled)
+    assert (ours.by, ours.reason, ours.order_ticket) == ("ord_2", "", 905)
 
 
 def test_an_order_that_expired_at_the_broker_is_expired():
@@ -383,10 +399,10 @@ def test_an_order_the_broker_rejects_after_all_is_rejected_by_its_own_answer():
 
 
 def test_a_rest_the_broker_rejects_is_cancelled():
-    given(*limit_partly).when(order_state(5, by="ord_2")).then(
+    given(*limit_partly).when(order_state(5, by="ord_2", ticket=905)).then(
         OrderCancelled(
             symbol="EURUSD",
-            order_ticket=900,
+            order_ticket=905,
             filled_volume=D("0.1"),
             remaining_volume=D("0.2"),
             reason="the broker rejected the rest",

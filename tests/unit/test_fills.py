@@ -113,7 +113,7 @@ def test_a_filled_order_knows_its_deals():
 
 
 def test_a_deal_shown_without_an_answer_tells_point_and_time_and_no_retcode():
-    seen = RecordDeals(deals=(deal(time_msc=UTC_NOON),), point=D("0.1"), broker_utc_offset_s=0)
+    seen = RecordDeals(deals=(deal(time_msc=UTC_NOON + 3_600_000),), point=D("0.1"), broker_utc_offset_s=3600)
     fill = given(*placed).when(seen).the(OrderFilled)
     assert (fill.point, fill.broker_time, fill.retcode, fill.retcode_name) == (D("0.1"), NOW, 0, "")
     assert (fill.requested_price, fill.attempts) == (D("1.05"), 1)
@@ -336,6 +336,13 @@ def test_a_deal_of_an_order_that_was_never_sent_is_judged_by_its_request(side, d
     assert wrong.events[-1].kind == "fill_side"
 
 
+def test_a_deal_of_what_nobody_understood_is_recorded_and_flagged():
+    after = given(receive(volume="NaN")).when(deals(deal()))
+    after.then(AnomalyDetected, OrderFilled, AnomalyDetected).and_order(status=Status.FILLED)
+    assert (after.events[0].kind, after.events[2].kind) == ("late_fill", "fill_volume")
+    assert after.the(OrderFilled).requested_price is None
+
+
 @pytest.mark.parametrize(("position_id", "fits"), [(700, True), (77, True), (0, True), (701, False), (900, False)])
 def test_the_deal_of_a_close_must_be_of_the_position_it_closes(position_id, fits):
     after_reversal = TargetImage(position=position(700, ticket=77))
@@ -376,7 +383,7 @@ def test_a_deal_worse_than_the_limit_is_flagged_and_market_and_stop_orders_slip(
     limits |= {"stop_limit_price": "1.03"} if order_type.endswith("stop_limit") else {}
     order = given(receive(order_type=order_type, **limits), start(1, type=deal_type))
     order.when(deals(deal(type=deal_type, price=D(price))))
-    flagged = [event.detail for event in order.events if isinstance(event, AnomalyDetected)]
+    flagged = [event.detail for event in order.events if getattr(event, "kind", "") == "fill_price"]
     limit = limits.get("stop_limit_price", "1.05")
     assert flagged == ([] if fits else [f"deal 1 is at {price}, worse than the {limit} asked for"])
 

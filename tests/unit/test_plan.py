@@ -132,6 +132,7 @@ def test_probes_begin_at_once_and_slow_down_to_the_last_delay():
     delays = [step(*lost, probes=n).delay_s for n in range(10)]
     assert delays[: len(PROBE_DELAYS_S)] == [0.0, 0.25, 0.5, 1.0, 2.0, 5.0]
     assert set(delays[len(PROBE_DELAYS_S) :]) == {5.0}
+    assert next_step(given(*lost).order, NOW, POLICY) == Probe(1, 0.0)
 
 
 # --- giving up --------------------------------------------------------------------------------------------------
@@ -226,6 +227,12 @@ def test_an_order_whose_age_nobody_knows_does_not_expire_by_age():
     ageless = msgspec.structs.replace(receive(), age_from=None)
     assert step(ageless, after_s=1e6) == Check()
     assert step(ageless, check(), *sending[2:], answer("retriable", again=again()), after_s=1) == Wait(4.0)
+
+
+def test_an_order_of_which_only_the_state_is_known_has_no_age():
+    bare = msgspec.structs.replace(given(*waiting).order, requested=None)
+    assert next_step(bare, at(1e6), POLICY) == Send(2)
+    assert next_step(bare, NOW, POLICY) == Wait(5.0)
 
 
 def test_an_order_from_the_future_is_not_too_old():
@@ -327,6 +334,10 @@ def test_a_retry_that_comes_too_late_is_none():
     assert retry(after_retries(0), 1, at(295), limited) is None
     assert retry(valid_for(5, *waiting), 1, NOW, msgspec.structs.replace(EXACT, retry_delay_s=5)) is None
     assert retry(valid_for(10, *waiting), 1, at(400), EXACT) is None
+
+
+def test_a_life_of_less_than_a_second_is_a_limit():
+    assert retry(after_retries(0), 1, NOW, msgspec.structs.replace(EXACT, max_order_life_s=0.5)) is None
 
 
 def test_the_sooner_of_life_and_validity_limits_a_retry():
