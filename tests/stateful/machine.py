@@ -291,7 +291,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def the_order_shows(self, data: st.DataObject) -> None:
         """As it is now, or as it was."""
         attempt = self.one_of("shown", data)
-        self.tell(attempt.order_id, RecordOrderState(order=data.draw(st.sampled_from(attempt.shown), "state")))
+        newest_first = attempt.shown[::-1]
+        self.tell(attempt.order_id, RecordOrderState(order=data.draw(st.sampled_from(newest_first), "state")))
 
     @precondition(lambda self: self.some("deals"))
     @rule(data=st.data(), sl=st.sampled_from([ZERO, Decimal("1.01"), Decimal("1.02")]))
@@ -309,10 +310,15 @@ class LedgerMachine(RuleBasedStateMachine):
         return data.draw(st.sampled_from(self.some(what)), what)
 
     @precondition(lambda self: self.some("works"))
-    @rule(data=st.data(), act=st.sampled_from(ACTS))
-    def the_broker_acts(self, data: st.DataObject, act: str) -> None:
-        """Something happens there that the ledger has to find out."""
+    @rule(data=st.data(), acts=st.lists(st.sampled_from(ACTS), min_size=1, max_size=3))
+    def the_broker_acts(self, data: st.DataObject, acts: list[str]) -> None:
+        """Something happens there that the ledger has to find out, or more than that."""
         attempt = self.one_of("works", data)
+        for act in acts:
+            if attempt.works:
+                self.the_broker_does(act, attempt)
+
+    def the_broker_does(self, act: str, attempt: Attempt) -> None:
         match act:
             case "deal a part":
                 self.world.deal(attempt, FIRST_PART)
@@ -327,6 +333,11 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def costs_are_booked_late(self, data: st.DataObject) -> None:
         self.world.book_costs(self.one_of("deals", data))
+
+    @precondition(lambda self: self.some("deals"))
+    @rule(data=st.data())
+    def a_position_is_closed(self, data: st.DataObject) -> None:
+        self.one_of("deals", data).closed = True
 
     @precondition(lambda self: self.some("in_flight"))
     @rule(data=st.data(), lost=st.booleans())

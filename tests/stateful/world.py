@@ -57,18 +57,15 @@ class Fate(NamedTuple):
     late: bool = False
 
 
-# Every fate that is consistent: a refusal has no effect, a success has one.
+# Every fate that is consistent: a refusal has no effect, a success has one. What leads on is to be met more often.
 FATES: Final = (
-    *[Fate("nothing", reply) for reply in ("retriable", "wait", "fatal", "ambiguous", "silence", "not_sent")],
+    *[Fate("nothing", "retriable")] * 3,
+    *[Fate("nothing", reply) for reply in ("wait", "fatal", "ambiguous", "silence", "not_sent")],
     *[Fate(effect, reply) for effect in ("deal", "deals", "part") for reply in ("deals", "provisional", "bare")],
-    Fate("working", "bare"),
+    *[Fate("working", "bare")] * 3,
     *[Fate(effect, "ambiguous") for effect in ("deal", "working")],
     *[Fate(effect, "silence") for effect in ("deal", "deals", "part", "working", "rejected", "cancelled")],
-    *[
-        Fate(effect, reply, late=True)
-        for effect in ("nothing", "deal", "working")
-        for reply in ("silence", "ambiguous")
-    ],
+    *[Fate(effect, reply, True) for effect in ("nothing", "deal", "working") for reply in ("silence", "ambiguous")],
 )
 
 
@@ -97,6 +94,7 @@ class Attempt:
     fate: Fate
     volume: Decimal
     in_flight: bool = False
+    closed: bool = False  # the position it opened is no more
     ticket: int = 0
     state: int | None = None
     terms: dict[str, object] = field(default_factory=dict)
@@ -267,7 +265,7 @@ class World:
             orders=shown if view.orders and attempt.works else (),
             history=shown if view.history and not attempt.works else (),
             deals=deals if view.deals else (),
-            positions=(self.position(attempt),) if view.positions and deals else (),
+            positions=(self.position(attempt),) if view.positions and deals and not attempt.closed else (),
             reason="not all is visible yet",
         )
 
