@@ -71,6 +71,8 @@ def test_the_commands_of_the_tour_work_one_after_the_other(tour):
         "history",
         "orders",
         "export",
+        "backup",
+        "restore",
     ]
     output = ""
     for command in told:
