@@ -45,7 +45,7 @@ from ledger.commands import (
 )
 from ledger.intake import MARKET_TYPES, Supported
 from ledger.order import Order, Status
-from ledger.plan import Abandon, Check, Expire, Probe, Refuse, Wait, next_step, park, resend, retry
+from ledger.plan import Abandon, Check, Expire, Probe, Refuse, Step, Wait, next_step, park, resend, retry
 from ledger.plan import Send as SendStep
 from ledger.trade import (
     ACTION_DEAL,
@@ -93,6 +93,7 @@ class Submitter:
         self._sends: deque[str] = deque()
         self._check_wake, self._send_wake = asyncio.Event(), asyncio.Event()
         self._causes: dict[str, Cause] = {}
+        self._waiting: dict[str, tuple[int, float]] = {}  # the failed attempt, and since when (monotonic)
         self._built: dict[str, _Built] = {}  # checked just now, to be sent as checked
         self._symbols: dict[str, tuple[Symbol, float]] = {}  # as many as the broker has
         self._no_symbols: dict[str, float] = {}
@@ -144,7 +145,7 @@ class Submitter:
                 RecordUnknown(attempt=order.attempt, code=0, reason="the process ended before the answer"),
                 cause,
             ).order
-        match next_step(order, self._clock(), self._policy, halted=self._ledger.account.halted):
+        match self._step(order):
             case Check():
                 self._causes[order_id] = cause
                 self._checks.append(order_id)
@@ -172,6 +173,18 @@ class Submitter:
                 self._causes.pop(order_id, None)
             case _:
                 self._causes.pop(order_id, None)
+
+    def _step(self, order: Order) -> Step:
+        """What is next, with how long this process has waited for it: the wall clock may go back meanwhile."""
+        waited_s = 0.0
+        if order.status in (Status.WAITING, Status.PARKED):
+            attempt, since = self._waiting.get(order.order_id, (0, 0.0))
+            if attempt != order.attempt:
+                since = time.monotonic()
+                self._waiting[order.order_id] = (order.attempt, since)
+            waited_s = time.monotonic() - since
+        halted = self._ledger.account.halted
+        return next_step(order, self._clock(), self._policy, waited_s=waited_s, halted=halted)
 
     # --- check --------------------------------------------------------------------------------------------------
 
@@ -255,10 +268,11 @@ class Submitter:
             order = self._ledger.order(order_id)
             if order is None or self._stopping:
                 continue
-            step = next_step(order, self._clock(), self._policy, halted=self._ledger.account.halted)
+            step = self._step(order)
             if not isinstance(step, SendStep):
                 self.take(order_id, self._causes[order_id])
                 continue
+            self._waiting.pop(order_id, None)
             started = self._tell(order_id, StartSend(attempt=step.attempt, request=request), self._causes[order_id])
             durable = started.durable
             sends.append((order_id, step.attempt, request, point))
