@@ -47,6 +47,8 @@ def record_deals(order: Order, deals: Sequence[Deal], context: Context) -> list[
         events.append(
             AnomalyDetected(kind="late_fill", detail=f"a deal after {order.status.value}", symbol=order.symbol)
         )
+    # Known ones first: a provisional fill gives back what it counted of the other deals of its order.
+    deals = sorted(deals, key=lambda deal: order.deal(deal.ticket) is None)
     for number, deal in enumerate(deals, 1):
         new = _one(order, deal, context)
         events += new

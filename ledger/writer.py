@@ -113,6 +113,8 @@ class Ledger:
         self._digest = GENESIS
         self._checkpoint = 0
         self._versions: OrderedDict[str, int] = OrderedDict()
+        # Two processes never seal the same bytes: a commit that is found stored is known to be one's own.
+        self._sealer = Cause(actor=f"writer {uuid.uuid4().hex[:12]}")
         self.account = Account()
         self._open: dict[str, Order] = {}
         self._ended: OrderedDict[str, Order] = OrderedDict()
@@ -419,7 +421,7 @@ class Ledger:
             digest=GENESIS,
         )
         now = batch[-1].recorded_at
-        closed = close_seal(self._record(seq + 1, WRITER_STREAM, version, seal, Cause(actor="writer"), now))
+        closed = close_seal(self._record(seq + 1, WRITER_STREAM, version, seal, self._sealer, now))
         records.append(closed)
         digest = closed.state[-67:-3].decode()
         return records, msgspec.structs.replace(seal, digest=digest), seqs

@@ -866,3 +866,14 @@ async def test_a_halt_survives_restarts_until_its_own_source_lifts_it(place):
     ledger = await opened(place)
     assert ledger.account.halts == (halts[0],)
     await ledger.close()
+
+
+async def test_two_writers_never_seal_the_same_bytes(place):
+    first = await opened(place)
+    second = await opened(place, take_over=True) if place.kind == "postgresql" else None
+    ours = await durable(place_order(second or first, "ord_1"))
+    assert ours
+    seals = {decode(one).actor for one in sound(place) if one.stream == WRITER_STREAM and one.topic.endswith("sealed")}
+    assert len(seals) == (2 if second else 1)
+    for ledger in filter(None, (second, first)):
+        await ledger.close()

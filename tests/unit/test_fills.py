@@ -209,6 +209,12 @@ def test_a_provisional_fill_of_a_close_is_of_the_position_it_closes():
     assert (fill.side, fill.position_id) == ("sell", 700)
 
 
+def test_a_provisional_fill_gives_back_what_it_counted_of_a_deal_that_is_shown_before_it():
+    found = given(*named).when(deals(deal(56, volume=D("0.2")), deal(55, volume=D("0.1"))))
+    found.then(FillCorrected, OrderFilled)
+    assert (found.order.status, found.order.filled_volume) == (Status.FILLED, D("0.3"))
+
+
 def test_the_deal_itself_completes_the_provisional_fill_with_its_costs():
     made = deal(55, price=D("1.2"), commission=D("-0.7"), order=902)
     after = given(*named).when(deals(made))
