@@ -49,7 +49,8 @@ _LIVES_TOGETHER: Final = 100
 _OPEN_AT_MOST: Final = 100
 _READ_AT_MOST: Final = 200_000  # events of one round; the verification reads all there are
 _UNCOVERED_AT_MOST: Final = CHECKPOINT_EVERY - 1_000  # room for the seals
-_SCATTER: Final = 0x9E3779B97F4A7C15  # odd, so that no two numbers meet
+_SCATTER: Final = 0x9E3779B97F4A7C15 >> 1 | 1  # odd, so that no two numbers meet
+_NUMBERS: Final = 2**63
 _CAUSE: Final = Cause(actor="bench")
 
 
@@ -63,6 +64,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     producers: tuple[int, ...] = (1, 32, 128)
     events: int = 1_000_000
     folder: Path | None = None
+    ids: str = "scattered"
 
 
 class Writing(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,7 +159,7 @@ def _measure(place: Place, plan: Plan, sync: Spread, meter: Meter) -> StoreResul
     writing = []
     for producers in plan.producers:
         meter.begin(f"{place.name}: writing, producers: {producers}", ROUNDS + 1)
-        found = asyncio.run(_write(place.fresh(), producers, plan.seconds / ROUNDS, meter))
+        found = asyncio.run(_write(place.fresh(), producers, plan.seconds / ROUNDS, plan.ids, meter))
         writing.append(_bounded(found, commit or sync) if producers == 1 else found)
 
     asyncio.run(fill(place.fresh(), 0, meter))
@@ -197,8 +199,13 @@ def _measure(place: Place, plan: Plan, sync: Spread, meter: Meter) -> StoreResul
 
 def _order_id(ledger: Ledger, number: int) -> str:
     """A name that no start of the same ledger gives twice."""
-    # In no order, as UUIDs are: names that count up would spare the index of the database most of its work.
-    return f"bench-{ledger.epoch}-{number * _SCATTER % 2**64:016x}"
+    return f"bench-{ledger.epoch}-{number % _NUMBERS:016x}"
+
+
+def _numbers(ids: str) -> Iterator[int]:
+    """What orders are named by: counting up, or in no order, as UUIDs are, which costs a database's index more."""
+    counted = itertools.count(1)
+    return counted if ids == "counting" else (number * _SCATTER % _NUMBERS for number in counted)
 
 
 def _received(order_id: str) -> ReceiveOrder:
@@ -303,9 +310,9 @@ class _Commits:
         self.count += 1
 
 
-async def _write(store: EventStore, producers: int, round_s: float, meter: Meter) -> Writing:
+async def _write(store: EventStore, producers: int, round_s: float, ids: str, meter: Meter) -> Writing:
     ledger = await _open(store)
-    numbers, commits = itertools.count(1), _Commits(ledger)
+    numbers, commits = _numbers(ids), _Commits(ledger)
     rounds = []
     try:
         for _ in range(ROUNDS + 1):
@@ -407,7 +414,7 @@ async def _live(ledger: Ledger, lives: int, meter: Meter) -> None:
         numbers = range(start, min(start + _LIVES_TOGETHER, lives + 1))
         await ledger.load(())  # lets it forget orders that have ended
         for number in numbers:
-            order_id = _order_id(ledger, number)
+            order_id = _order_id(ledger, number * _SCATTER)
             last = [_execute(ledger, order_id, commands) for commands in _steps(order_id, number)][-1]
         await last.durable
         meter.step(len(numbers) * LIFE_EVENTS)

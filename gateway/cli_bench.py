@@ -56,6 +56,13 @@ def _producers(_: click.Context, __: click.Parameter, text: str) -> tuple[int, .
     help="Size of the ledger that is read, verified and started on.",
 )
 @click.option(
+    "--ids",
+    type=click.Choice(["scattered", "counting"]),
+    default="scattered",
+    show_default=True,
+    help="Order ids in no order, as UUIDs, or counting up.",
+)
+@click.option(
     "--data",
     metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
@@ -68,6 +75,7 @@ def ledger(
     seconds: float,
     producers: tuple[int, ...],
     events: int,
+    ids: str,
     data: Path | None,
     as_json: bool,
 ) -> None:
@@ -87,6 +95,7 @@ def ledger(
         seconds=seconds,
         producers=producers,
         events=events,
+        ids=ids,
         folder=data.absolute() if data else None,
     )
     with failures(), Meter(shown=not as_json) as meter:

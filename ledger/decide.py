@@ -80,6 +80,12 @@ def decide(order: Order, command: OrderCommand) -> list[OrderEvent]:
     match command:
         case ReceiveOrder():
             return _receive(order, command)
+        case RecordCheck():
+            return _checked(order, command)
+        case StartSend():
+            return _start(order, command)
+        case RecordAnswer():
+            return _answered(order, command)
         case RefuseOrder():
             if order.status not in IDLE:
                 return []
@@ -92,12 +98,6 @@ def decide(order: Order, command: OrderCommand) -> list[OrderEvent]:
             if order.status not in IDLE:
                 return []
             return [failed(order, command.reason)]
-        case RecordCheck():
-            return _checked(order, command)
-        case StartSend():
-            return _start(order, command)
-        case RecordAnswer():
-            return _answered(order, command)
         case RecordNotSent():
             if order.status is not Status.SENDING or order.attempt != command.attempt:
                 return []

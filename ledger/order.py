@@ -267,7 +267,7 @@ def evolve(order: Order, event: OrderEvent) -> Order:
     if type(event) in _TOLD:
         changes["outcome_version"] = order.version + 1
         changes["outcome_topic"] = event.topic()
-    match event:
+    match event:  # what every order goes through comes first: the cases are tried in turn
         case OrderRequested():
             changes |= {
                 "request": event.request,
@@ -276,25 +276,33 @@ def evolve(order: Order, event: OrderEvent) -> Order:
                 # Without its text: the ledger has it, and thousands of orders are kept in memory.
                 "requested": msgspec.structs.replace(event, raw=Raw(size=event.raw.size, sha256=event.raw.sha256)),
             }
-        case DuplicateReceived():
-            changes["duplicates"] = event.number
-        case ConflictReceived():
-            changes["conflicts"] = order.conflicts + 1
+        case OrderChecked():
+            pass
         case SendStarted():
             changes |= {"attempt": event.attempt, "sent": event.request, "before": event.before, "probed": None}
             sent = event.request
             changes["symbol"] = sent.symbol or order.symbol
             changes["terms"] = Terms(sent.price, sent.stoplimit, sent.sl, sent.tp, sent.expiration)
+        case BrokerAnswered():
+            changes |= {"answer_retcode": event.result.retcode, "answer_name": event.retcode_name}
+            if event.result.order:
+                changes["order_ticket"] = event.result.order
+        case OrderPartiallyFilled() | OrderFilled() | FillCorrected():
+            changes |= {
+                "filled_volume": event.filled_volume,
+                "deals": _with_deal(order, event),
+                "order_ticket": event.order_ticket or order.order_ticket,
+            }
+        case DuplicateReceived():
+            changes["duplicates"] = event.number
+        case ConflictReceived():
+            changes["conflicts"] = order.conflicts + 1
         case SendAbandoned():
             changes["unreached"] = order.unreached + 1
         case RetryScheduled():
             changes |= {"retries": order.retries + 1, "not_before": event.not_before, "delay_s": event.delay_s}
         case OrderParked():
             changes |= {"not_before": event.not_before, "delay_s": event.recheck_s}
-        case BrokerAnswered():
-            changes |= {"answer_retcode": event.result.retcode, "answer_name": event.retcode_name}
-            if event.result.order:
-                changes["order_ticket"] = event.result.order
         case OutcomeProbed():
             changes["probed"] = event
         case OrderPlaced():
@@ -302,12 +310,6 @@ def evolve(order: Order, event: OrderEvent) -> Order:
         case OutcomeResolved():
             if event.order_ticket:
                 changes["order_ticket"] = event.order_ticket
-        case OrderPartiallyFilled() | OrderFilled() | FillCorrected():
-            changes |= {
-                "filled_volume": event.filled_volume,
-                "deals": _with_deal(order, event),
-                "order_ticket": event.order_ticket or order.order_ticket,
-            }
         case OrderModified():
             if event.order_ticket:
                 terms = Terms(event.price, event.stop_limit_price, event.sl, event.tp, event.expiration)
@@ -319,7 +321,6 @@ def evolve(order: Order, event: OrderEvent) -> Order:
         case (
             OrderRefused()
             | OrderStale()
-            | OrderChecked()
             | OutcomeUnknown()
             | OrderCancelled()
             | OrderExpired()

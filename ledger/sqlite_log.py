@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-EVERY_EVENTS: Final = 6_000
+EVERY_EVENTS: Final = 2_000
 _CARRY_OVER: Final = "PRAGMA wal_checkpoint(PASSIVE)"  # never waits for a reader or a writer
 
 

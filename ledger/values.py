@@ -7,6 +7,7 @@ Decimal within the bounds of ClickHouse's `Decimal(18, 8)`, so that what is acce
 import hashlib
 import re
 from decimal import Decimal
+from functools import lru_cache
 from typing import Final
 
 MAX_DECIMALS: Final = 8
@@ -95,6 +96,7 @@ def subject_token(symbol: str | None) -> str:
     return token if token.strip("_") else "_invalid"
 
 
+@lru_cache(4096)  # several times for each attempt
 def order_hash(order_id: str) -> int:
     """55 bits of SHA-256 of the order id: the upper part of `magic`."""
     return int.from_bytes(hashlib.sha256(order_id.encode()).digest()[:7], "big") >> 1

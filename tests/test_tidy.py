@@ -15,7 +15,7 @@ COMPOSE = {"gateway/app.py", "gateway/cli.py"}  # the only ones of the gateway t
 
 # The pure core: no I/O, no clock, no randomness. What each of these may import besides itself.
 PURE = {
-    "ledger/values.py": {"hashlib", "re", "decimal", "typing"},
+    "ledger/values.py": {"hashlib", "re", "decimal", "functools", "typing"},
     "ledger/trade.py": {"decimal", "typing", "msgspec"},
     "ledger/facts.py": {"datetime", "decimal", "typing", "msgspec"},
     "ledger/order_events.py": {"datetime", "decimal", "msgspec"},
