@@ -10,7 +10,7 @@ from typing import Any
 from gateway.broker import Send
 from gateway.simulated.arguments import read_request
 from gateway.simulated.link import stop_broker
-from gateway.simulated.trading import Request
+from gateway.simulated.rows import Request
 from ledger.trade import TradeRequest
 
 LOGIN = 5_000_001

@@ -112,3 +112,19 @@ def seconds(value: Any) -> int:
     if isinstance(value, int | float) and math.isfinite(value):
         return int(value)
     raise BadArgument("Invalid arguments")
+
+
+def symbol_name(args: tuple[Any, ...]) -> str:
+    """The only argument of the functions that take a symbol."""
+    if len(args) != 1:
+        raise BadArgument("Invalid number of arguments")
+    if not isinstance(args[0], str) or utf16_units(args[0]) > MAX_TEXT:
+        raise BadArgument("Invalid arguments")
+    return args[0]
+
+
+def whole(value: Any, kind: Int) -> int:
+    """An int of the kind, for a function whose arguments have no names."""
+    if not _fits(value, kind):
+        raise BadArgument("Invalid arguments")
+    return int(value)
