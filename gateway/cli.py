@@ -15,6 +15,7 @@ import orjson
 import structlog
 
 from gateway.cli_common import Failure, data_option, failures, json_option, print_json, settings_of
+from gateway.cli_sim import sim
 from gateway.config import OFF, Secret, Settings
 
 if TYPE_CHECKING:
@@ -204,6 +205,9 @@ def _ask_folder(settings: Settings, query: str, asked: str) -> "Answer":
         except ClickHouseError as error:
             raise NoAnswer(str(error)) from None
     return Answer(body, asked)
+
+
+cli.add_command(sim)
 
 
 def main() -> None:

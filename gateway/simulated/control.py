@@ -143,12 +143,11 @@ class Control:
         cut = broker.state.cut
         return {"connected": not cut.from_ms <= now < cut.until_ms, "until_ms": cut.until_ms}
 
-    def _do_clock(self, shift: str = "", by: str = "") -> dict[str, Any]:
-        """Sets how far the server's clock is off, or moves it."""
+    def _do_clock(self, shift: str = "") -> dict[str, Any]:
+        """Shows how far the server's clock is off, after setting it."""
         broker = self.broker
-        if shift or by:
-            base = duration_ms(shift) if shift else broker.state.shift_ms
-            broker.put(ClockSet(base + (duration_ms(by) if by else 0)))
+        if shift:
+            broker.put(ClockSet(duration_ms(shift)))
             broker.trading.advance()
         return {"shift_ms": broker.state.shift_ms, "server_ms": broker.clock() + broker.market.offset_ms}
 
