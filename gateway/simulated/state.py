@@ -115,8 +115,10 @@ class State:
                     self.faults = effect
                 case ClockSet(shift_ms):
                     self.shift_ms = shift_ms
-                case LinkCut():
+                case LinkCut(from_ms):
                     self.cut = effect
+                    # What happens in the rest of this millisecond is not seen any more: it gets the next one.
+                    self.last_ms = max(self.last_ms, from_ms + self.world.utc_offset_s * 1000 + 1 if from_ms else 0)
                 case Created(world):
                     self.created = True
                     self.world = world
