@@ -37,7 +37,7 @@ class Clockwork:
         self.money = money
         self.execution = execution
         self.judge = judge
-        self.looked_ms = state.last_ms - market.offset_ms if state.last_ms else 0
+        self.looked_ms = max(state.last_ms - market.offset_ms, state.seen_ms) if state.last_ms else 0
         self._rolled = max(state.rolled_day, state.last_ms // DAY_MS)
         self._margin_tick = 0
 

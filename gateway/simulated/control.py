@@ -71,6 +71,7 @@ class Control:
         method = getattr(self, f"_do_{verb}", None)
         if method is None:
             raise ControlRefused(f"the broker knows no {verb!r}")
+        self.broker.trading.advance()  # what was due before is not done at prices of after
         try:
             return method(**arguments)
         except (BadFaults, ValueError) as error:

@@ -194,6 +194,7 @@ class RolledOver(msgspec.Struct, array_like=True, frozen=True, tag=8):
 class SymbolSet(msgspec.Struct, array_like=True, frozen=True, tag=9):
     symbol: str
     changes: dict[str, Any]
+    from_ms: int  # UTC
 
 
 class RulesSet(msgspec.Struct, array_like=True, frozen=True, tag=10):

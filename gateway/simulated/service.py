@@ -78,8 +78,8 @@ class Broker:
             self.put(Created(world))
         world = state.world
         self.market = Market(world.seed, DEFAULT_SYMBOLS, world.utc_offset_s, world.currency)
-        for name, changes in state.symbol_changes.items():
-            self.market.define(define(self.market.symbols[name], changes))
+        for name, known in state.symbol_changes.items():
+            self.market.define(define(self.market.symbols[name], known.changes))
         for move in state.moves:
             self.market.move(move.symbol, move.from_ms, move.points)
         self.money = Money(state, self.market)
@@ -112,7 +112,7 @@ class Broker:
         """Raises ValueError or msgspec.ValidationError for what cannot be."""
         spec = define(self.market.symbols[name], changes)
         self.market.define(spec)
-        self.put(SymbolSet(name, changes))
+        self.put(SymbolSet(name, changes, self.clock()))
         return spec
 
     def set_faults(self, text: str, *, given: str | None = None) -> None:

@@ -7,7 +7,7 @@ request nothing. Times are server wall clock in milliseconds, as the terminal re
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -71,7 +71,8 @@ class State:
         self.watch = Watch()
         self.expiries: list[tuple[int, int]] = []  # (server seconds, ticket), sorted
         self.moves: list[PriceMoved] = []
-        self.symbol_changes: dict[str, dict[str, Any]] = {}
+        self.symbol_changes: dict[str, SymbolSet] = {}
+        self.seen_ms = 0  # UTC, of the newest change of a price or symbol: what was due before has happened
         self.faults = FaultsSet("", "", 0)
         self.shift_ms = 0
         self.cut = LinkCut(0, 0)
@@ -107,8 +108,11 @@ class State:
                     self._roll_over(effect)
                 case PriceMoved():
                     self.moves.append(effect)
-                case SymbolSet(symbol, changes):
-                    self.symbol_changes[symbol] = self.symbol_changes.get(symbol, {}) | changes
+                    self.seen_ms = max(self.seen_ms, effect.from_ms)
+                case SymbolSet(symbol, changes, from_ms):
+                    known = self.symbol_changes.get(symbol)
+                    self.symbol_changes[symbol] = SymbolSet(symbol, (known.changes if known else {}) | changes, from_ms)
+                    self.seen_ms = max(self.seen_ms, from_ms)
                 case RulesSet(rules):
                     self.rules = rules
                 case FaultsSet():
@@ -205,8 +209,7 @@ class State:
         yield ClockSet(self.shift_ms)
         yield self.cut
         yield RolledOver(self.rolled_day)
-        for symbol, changes in self.symbol_changes.items():
-            yield SymbolSet(symbol, changes)
+        yield from self.symbol_changes.values()
         yield from self.moves
         for order in self._order_rows:
             yield OrderDone(order)
