@@ -5,7 +5,6 @@ with (-2, 'Invalid "key" argument'); every key is optional; unknown keys are ign
 is not an int, and a symbol or comment may have 29 UTF-16 units.
 """
 
-import math
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final, NamedTuple
@@ -109,7 +108,7 @@ def seconds(value: Any) -> int:
     a number as it is."""
     if isinstance(value, datetime):
         return (int(value.timestamp()) + 2**31) % 2**32 - 2**31
-    if isinstance(value, int | float) and math.isfinite(value):
+    if isinstance(value, int | float) and abs(value) < 2**53:
         return int(value)
     raise BadArgument("Invalid arguments")
 

@@ -29,6 +29,7 @@ from gateway.simulated.symbols import CHANGEABLE, NAMED_SESSIONS, SymbolSpec
 if TYPE_CHECKING:
     from gateway.simulated.service import Broker
 
+_MOST: Final = 1e9
 _FOREVER_MS: Final = 10 * 365 * 86_400_000
 _TYPES: Final = {
     name.removeprefix("ORDER_TYPE_").lower().replace("_", "-"): value
@@ -74,7 +75,7 @@ class Control:
         self.broker.trading.advance()  # what was due before is not done at prices of after
         try:
             return method(**arguments)
-        except (BadFaults, ValueError) as error:
+        except (BadFaults, ValueError, TypeError, OverflowError) as error:
             raise ControlRefused(str(error)) from None
         finally:
             self.broker.flush()
@@ -96,8 +97,8 @@ class Control:
             shift = moves[-1] if moves else 0
             quote = broker.market.quote(symbol, now)
             wanted = quote.bid + (points or 0) if bid is None else round(bid * spec.scale)
-            if wanted <= 0:
-                raise ControlRefused("a price is above 0")
+            if not 0 < wanted < _MOST * spec.scale:
+                raise ControlRefused("a price is above 0 and below 1,000,000,000")
             self._move(symbol, now, shift + wanted - quote.bid)
         quote = broker.market.quote(symbol, now)
         server_s = (quote.time_msc + broker.market.offset_ms) // 1000
@@ -228,8 +229,8 @@ class Control:
         elif queued is not None and queued.position:
             target = broker.state.positions.get(queued.position)
         wanted = min(units(order.volume_current if volume is None else volume), units(order.volume_current))
-        if wanted <= 0:
-            raise ControlRefused("a volume is above 0")
+        if wanted <= 0 or (price is not None and not 0 < price < _MOST):
+            raise ControlRefused("a volume and a price are above 0")
         quote = broker.market.quote(order.symbol, now)
         market = spec.price(quote.ask if order.type % 2 == 0 else quote.bid)
         at = price if price is not None else order.price_stoplimit or order.price_open or market
@@ -238,6 +239,8 @@ class Control:
         return {"order": ticket, "filled": wanted / UNIT, "left": 0.0 if left is None else left.volume_current}
 
     def _do_transfer(self, amount: float, comment: str = "") -> dict[str, Any]:
+        if not abs(amount) < _MOST:
+            raise ControlRefused("an amount is below 1,000,000,000")
         deal = self.broker.execution.transfer(amount, comment, self.broker.clock())
         return {"deal": deal.ticket, "balance": self.broker.money.balance()}
 

@@ -43,6 +43,8 @@ _VALUED: Final = {
 _DEFAULTS: Final = {"error": -10004, "lost": -10002, "hang": 0, "hang_after": 0, "late_reject": 10018}
 _BARE: Final = ("kill", "kill_after", "crash", "crash_after", "reticket", "otp")
 TRADE_FAULTS: Final = frozenset(("retcode", "late", "late_reject", "partial", "slip", "comment"))
+_LONGEST_MS: Final = 3_600_000_000
+_MOST_POINTS: Final = 1_000_000
 _LATE_REJECT_MS: Final = 200
 
 _RULE: Final = re.compile(
@@ -157,6 +159,8 @@ def _value(name: str, text: str | None) -> Any:
             raise ValueError("a share is from 0 to 1")
         return share
     number = _RETCODES.get(text) or int(text)
+    if kind == "i" and abs(number) > _MOST_POINTS:
+        raise ValueError(f"at most {_MOST_POINTS} points")
     if kind == "e" and number not in _ERRORS:
         raise ValueError(f"no last_error {text}")
     if kind == "r" and number not in COMMENTS:
@@ -169,7 +173,10 @@ def duration_ms(text: str) -> int:
     found = _DURATION.match(text)
     if found is None:
         raise ValueError(f"no duration {text!r}: write 250ms, 2s, 5m or 1h")
-    return round(float(found[1]) * _SCALE[found[2]])
+    duration = float(found[1]) * _SCALE[found[2]]
+    if abs(duration) > _LONGEST_MS:
+        raise ValueError(f"no duration {text!r}: the longest is 1000h")
+    return round(duration)
 
 
 class Faults:

@@ -4,7 +4,6 @@ disagree; the activation of a pending order shares its parts.
 Rules follow MetaQuotes' documentation of MqlTradeRequest and the return codes; docs/mt5.md lists them.
 """
 
-import math
 from collections import deque
 from typing import Final
 
@@ -52,6 +51,7 @@ _TYPE_FLAGS: Final = {
     c.ORDER_TYPE_SELL_STOP_LIMIT: s.ORDER_STOP_LIMIT_FLAG,
 }
 _SECOND_MS: Final = 1000
+_BEYOND: Final = 1e9  # no price and no volume is that large
 
 
 class Judge:
@@ -66,7 +66,8 @@ class Judge:
             return Refusal(refused)
         if tampering.retcode:
             return Refusal(tampering.retcode)
-        if not all(map(math.isfinite, (request.volume, request.price, request.stoplimit, request.sl, request.tp))):
+        numbers = (request.volume, request.price, request.stoplimit, request.sl, request.tp)
+        if not all(abs(number) < _BEYOND for number in numbers):  # nor a NaN
             return Refusal(c.TRADE_RETCODE_INVALID)
         judged: int | Plan
         match request.action:

@@ -19,7 +19,7 @@ from gateway.simulated.plans import NONE
 from gateway.simulated.queries import Queries, Selection
 from gateway.simulated.rows import ClockSet, Created, Effect, FaultsSet, LinkCut, Request, SymbolSet, World
 from gateway.simulated.state import State
-from gateway.simulated.symbols import DEFAULT_SYMBOLS, SymbolSpec
+from gateway.simulated.symbols import DEFAULT_SYMBOLS, SymbolSpec, objections
 from gateway.simulated.trading import Trading
 
 NOT_FOUND: Final = -4
@@ -109,7 +109,7 @@ class Broker:
     # ---- settings that may change
 
     def set_symbol(self, name: str, changes: dict[str, Any]) -> SymbolSpec:
-        """Raises ValueError or msgspec.ValidationError for what cannot be."""
+        """Raises ValueError for what cannot be."""
         spec = define(self.market.symbols[name], changes)
         self.market.define(spec)
         self.put(SymbolSet(name, changes, self.clock()))
@@ -255,8 +255,11 @@ class Broker:
 
 
 def define(spec: SymbolSpec, changes: dict[str, Any]) -> SymbolSpec:
-    """The definition with other fields, checked. Raises msgspec.ValidationError (a ValueError)."""
-    return msgspec.convert(msgspec.structs.asdict(spec) | changes, SymbolSpec)
+    """The definition with other fields, checked. Raises ValueError."""
+    defined = msgspec.convert(msgspec.structs.asdict(spec) | changes, SymbolSpec)
+    if wrong := objections(defined):
+        raise ValueError("; ".join(wrong))
+    return defined
 
 
 def _found(value: T | None) -> tuple[int, T | None]:

@@ -109,6 +109,28 @@ class SymbolSpec(msgspec.Struct, frozen=True, kw_only=True):
         return server_ms
 
 
+def objections(spec: SymbolSpec) -> list[str]:
+    """What keeps a definition from making sense; empty for a sound one."""
+    below = [name for name in _NOT_NEGATIVE if not 0 <= getattr(spec, name) < 1e9]
+    found = [f"{name} must be from 0 to 1e9" for name in below]
+    if not 0 < spec.volume_step <= spec.volume_min <= spec.volume_max < 1e9:
+        found.append("0 < volume_step <= volume_min <= volume_max must hold")
+    if not abs(spec.swap_long) < 1e6 or not abs(spec.swap_short) < 1e6:
+        found.append("swap_long and swap_short must be numbers below 1e6")
+    if spec.book_levels > 20 or (spec.book_levels and spec.book_volume < spec.volume_step):
+        found.append("a book has at most 20 book_levels, and a book_volume of at least volume_step")
+    if spec.spread_points < 1:
+        found.append("spread_points must be 1 or more")
+    return found
+
+
+_NOT_NEGATIVE: Final = (
+    "volume_limit", "filling_mode", "expiration_mode", "order_mode", "stops_level", "freeze_level", "margin_rate",
+    "commission_per_lot", "fee_per_lot", "book_levels", "book_volume", "spread_points", "trade_mode", "exemode",
+    "swap_mode", "gtc_mode", "swap_rollover3days",
+)  # fmt: skip
+
+
 def weekday(ms: int) -> int:
     """Sunday = 0."""
     return (ms // DAY_MS + 4) % 7  # the epoch was a Thursday

@@ -10,7 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.simulated import constants as c
+from gateway.simulated.arguments import utf16_units
 from gateway.simulated.market import UNIT, units
+from gateway.simulated.plans import COMMENTS
 from tests.simulated import Desk
 
 SYMBOLS = ("EURUSD", "USDJPY", "XAUUSD", "US500", "ACME.US")
@@ -136,6 +138,39 @@ def test_no_sequence_of_calls_breaks_the_sums_or_raises(
         step(desk, *call)
         check_the_sums(desk)
     desk.close()
+
+
+numbers = st.floats() | st.sampled_from([0.0, 0.01, 1.0, 1.08, 1.0799, 150.0, 1e-9, 1e15, 1e305])
+tickets = st.integers(0, 2**64 - 1) | st.integers(50_000_000, 50_000_010)
+requests = st.fixed_dictionaries(
+    {"action": st.sampled_from([0, 1, 5, 6, 7, 8, 9, 10]) | st.integers(0, 2**32 - 1)},
+    optional={
+        "symbol": st.sampled_from((*SYMBOLS, "")) | st.text(max_size=29).filter(lambda text: utf16_units(text) <= 29),
+        "type": st.integers(0, 9) | st.integers(0, 2**32 - 1),
+        "type_filling": st.integers(0, 4),
+        "type_time": st.integers(0, 4),
+        "expiration": st.integers(-(2**63), 2**63 - 1) | st.just(1_700_700_000),
+        **dict.fromkeys(("volume", "price", "stoplimit", "sl", "tp"), numbers),
+        **dict.fromkeys(("order", "position", "position_by"), tickets),
+        "deviation": st.integers(0, 2**64 - 1),
+        "magic": st.integers(0, 2**64 - 1),
+        "comment": st.just("any"),
+    },
+)
+
+
+@settings(laws, max_examples=300)
+@given(st.sampled_from(ACCOUNTS), requests, st.sampled_from([c.SYMBOL_TRADE_EXECUTION_INSTANT, 2]))
+def test_whatever_the_binding_lets_through_has_an_answer(
+    tmp_path_factory: pytest.TempPathFactory, account: int, request: dict[str, Any], execution: int
+) -> None:
+    desk = Desk(tmp_path_factory.mktemp("desk"), margin_mode=account)
+    desk.done()
+    desk.define(exemode=execution)
+    assert desk.check(**request) in {0, *COMMENTS}
+    assert desk.send(**request).retcode in COMMENTS
+    check_the_sums(desk)
+    desk.restart().close()
 
 
 @laws
