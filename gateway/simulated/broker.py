@@ -300,7 +300,7 @@ def _run(folder: Path, world: World, idle_exit_s: float) -> None:
         link.address_path(folder).unlink(missing_ok=True)
         if server.path:
             Path(server.path).unlink(missing_ok=True)
-        broker.journal.close()
+        broker.close()
 
 
 if __name__ == "__main__":

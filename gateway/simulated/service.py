@@ -11,7 +11,7 @@ import msgspec
 from gateway.simulated import link
 from gateway.simulated.control import Control, ControlRefused
 from gateway.simulated.execution import Execution
-from gateway.simulated.faults import TRADE_FAULTS, Fault, Faults
+from gateway.simulated.faults import TRADE_FAULTS, BadFaults, Fault, Faults
 from gateway.simulated.journal import Journal
 from gateway.simulated.market import Market
 from gateway.simulated.money import Money
@@ -26,6 +26,7 @@ NOT_FOUND: Final = -4
 INVALID: Final = -2
 REFUSED: Final = -6
 AUTO_TRADING_DISABLED: Final = -8
+INITIALIZE_FAILED: Final = -10003
 
 # What faults call the commands.
 CALL_NAMES: Final = {
@@ -55,7 +56,7 @@ _request = msgspec.msgpack.Decoder(Request)
 _selection = msgspec.msgpack.Decoder(Selection)
 _text = msgspec.msgpack.Decoder(str)
 _login = msgspec.msgpack.Decoder(tuple[int, str, str])
-_initialize = msgspec.msgpack.Decoder(tuple[int, str, str, str])
+_initialize = msgspec.msgpack.Decoder(tuple[int, str, str, str | None])
 _margin = msgspec.msgpack.Decoder(tuple[int, str, float, float])
 _profit = msgspec.msgpack.Decoder(tuple[int, str, float, float, float])
 _control = msgspec.msgpack.Decoder(tuple[str, dict[str, Any]])
@@ -119,6 +120,12 @@ class Broker:
         """Puts other rules in force. Raises BadFaults. `given` is the text a terminal brought along."""
         self.faults = Faults(text, self.state.faults.generation)
         self._keep_faults(self.state.faults.given if given is None else given, self.state.faults.generation)
+
+    def close(self) -> None:
+        """Ends in peace: faults that a terminal brought along are over, as that run is."""
+        if self.state.faults.given:
+            self.set_faults("", given="")
+        self.journal.close()
 
     def _keep_faults(self, given: str, generation: int) -> None:
         self.put(FaultsSet(given, str(self.faults), generation))
@@ -188,8 +195,11 @@ class Broker:
                 return link.OK, self.queries.totals()
             case link.INITIALIZE:
                 login, password, server, faults = _initialize.decode(arguments)
-                if faults != self.state.faults.given:
-                    self.set_faults(faults, given=faults)
+                if faults is not None and faults != self.state.faults.given:
+                    try:
+                        self.set_faults(faults, given=faults)
+                    except BadFaults as error:
+                        return INITIALIZE_FAILED, f"IPC initialize failed, SIMULATED_FAULTS: {error}"
                 return self._login(login, password, server), None
             case link.LOGIN:
                 return self._login(*_login.decode(arguments)), None

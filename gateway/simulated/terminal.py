@@ -132,7 +132,7 @@ class _Terminal(MarketCalls):
         self.requests = 0
         try:
             account = (given.get("login", 0), given.get("password", ""), given.get("server", ""))
-            self._call(link.INITIALIZE, (*account, os.environ.get(FAULTS_VARIABLE, "")))
+            self._call(link.INITIALIZE, (*account, os.environ.get(FAULTS_VARIABLE)))
         except Failed:
             self._close()
             raise

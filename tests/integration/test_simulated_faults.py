@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from gateway.processes import child_environment
-from gateway.simulated.link import read_address
+from gateway.simulated.link import read_address, stop_broker
 from gateway.simulated.terminal import load
 from gateway.simulated.window import WindowRefused, ask
 from tests.simulated import broker_in
@@ -245,6 +245,34 @@ def test_faults_come_from_the_environment_once_and_not_again_after_a_crash(
     assert [mt5.order_send(order(magic=2)).retcode for _ in range(2)] == [10004, 10009]
     assert magics(mt5) == [1, 2]
     mt5.shutdown()
+
+
+def test_faults_of_the_environment_end_with_the_broker_and_are_left_alone_by_other_terminals(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIMULATED_FAULTS"""
+    monkeypatch.setenv("SIMULATED_FAULTS", "requote")
+    mt5 = load(folder)
+    assert mt5.initialize()
+    monkeypatch.delenv("SIMULATED_FAULTS")
+    other = load(folder)
+    assert other.initialize()
+    assert mt5.order_send(order()).retcode == 10004
+    stop_broker(folder)
+    assert mt5.initialize()
+    assert mt5.order_send(order()).retcode == 10009
+    mt5.shutdown()
+    other.shutdown()
+
+
+def test_a_terminal_does_not_start_with_faults_that_cannot_be_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIMULATED_FAULTS", "oops")
+    mt5 = load(folder)
+    assert mt5.initialize() is False
+    assert mt5.last_error()[0] == -10003
+    assert "no fault 'oops'" in mt5.last_error()[1]
 
 
 def test_a_script_that_cannot_be_read_is_refused_and_the_old_one_stays(mt5: ModuleType, folder: Path) -> None:
