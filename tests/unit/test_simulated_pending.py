@@ -103,6 +103,14 @@ def test_an_order_without_expiration_stays_and_a_symbol_may_not_take_every_kind(
     assert desk.check(**place(desk, 2, -3000, "ask", type_time=c.ORDER_TIME_DAY)) == 10022
 
 
+def test_where_orders_are_kept_for_a_day_only_all_of_them_expire_at_midnight(desk: Desk) -> None:
+    """[R40]"""
+    desk.define(gtc_mode=c.SYMBOL_ORDERS_DAILY)
+    ticket = desk.done(**place(desk, 2, -3000, "ask")).order
+    desk.wait(10 * HOUR_MS)
+    assert desk.state.orders[ticket].state == c.ORDER_STATE_EXPIRED
+
+
 @pytest.mark.parametrize("type_", [0, 1])
 @pytest.mark.parametrize(("stop", "reason"), [("sl", c.DEAL_REASON_SL), ("tp", c.DEAL_REASON_TP)])
 def test_a_stop_closes_its_position_by_an_order_of_its_own(desk: Desk, type_: int, stop: str, reason: int) -> None:
