@@ -18,6 +18,7 @@ from gateway import cli_ledger, cli_proof
 from gateway.cli_backup import backup, restore_command
 from gateway.cli_bench import bench
 from gateway.cli_common import Failure, data_option, failures, json_option, print_json, settings_of
+from gateway.cli_sim import sim
 from gateway.config import OFF, Secret, Settings
 
 if TYPE_CHECKING:
@@ -194,6 +195,7 @@ cli.add_command(backup)
 cli.add_command(restore_command(_read_audit))
 cli.add_command(cli_proof.verify)
 cli.add_command(cli_proof.prove)
+cli.add_command(sim)
 
 
 def main() -> None:

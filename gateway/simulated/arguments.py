@@ -5,7 +5,6 @@ with (-2, 'Invalid "key" argument'); every key is optional; unknown keys are ign
 is not an int, and a symbol or comment may have 29 UTF-16 units.
 """
 
-import math
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final, NamedTuple
@@ -109,6 +108,22 @@ def seconds(value: Any) -> int:
     a number as it is."""
     if isinstance(value, datetime):
         return (int(value.timestamp()) + 2**31) % 2**32 - 2**31
-    if isinstance(value, int | float) and math.isfinite(value):
+    if isinstance(value, int | float) and abs(value) < 2**53:
         return int(value)
     raise BadArgument("Invalid arguments")
+
+
+def symbol_name(args: tuple[Any, ...]) -> str:
+    """The only argument of the functions that take a symbol."""
+    if len(args) != 1:
+        raise BadArgument("Invalid number of arguments")
+    if not isinstance(args[0], str) or utf16_units(args[0]) > MAX_TEXT:
+        raise BadArgument("Invalid arguments")
+    return args[0]
+
+
+def whole(value: Any, kind: Int) -> int:
+    """An int of the kind, for a function whose arguments have no names."""
+    if not _fits(value, kind):
+        raise BadArgument("Invalid arguments")
+    return int(value)

@@ -7,6 +7,8 @@ one password that logs in; without it any does.
 """
 
 import argparse
+import contextlib
+import heapq
 import hmac
 import os
 import secrets
@@ -15,146 +17,31 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 from filelock import FileLock, Timeout
 
-from gateway.simulated import link
-from gateway.simulated.journal import Journal
-from gateway.simulated.market import DEFAULT_SYMBOLS, Market
-from gateway.simulated.queries import Queries, Selection
-from gateway.simulated.state import Created, Effect, PriceMoved, State, World
-from gateway.simulated.trading import Request, Trading
+from gateway.simulated import constants, link
+from gateway.simulated.faults import Fault
+from gateway.simulated.rows import World
+from gateway.simulated.service import INVALID, Broker
 
 IDLE_EXIT_S: Final = 15.0
 LOCK_TIMEOUT_S: Final = 8.0  # for a predecessor that is just ending
 MAX_REQUEST: Final = 1 << 16
-NOT_FOUND: Final = -4
-INVALID: Final = -2
-REFUSED: Final = -6
-
-T = TypeVar("T")
+_TURN_S: Final = 0.25  # at least so often the market is looked at
+_KILL: Final = getattr(signal, "SIGKILL", signal.SIGTERM)
+_MARGIN_MODES: Final = {
+    "hedging": constants.ACCOUNT_MARGIN_MODE_RETAIL_HEDGING,
+    "netting": constants.ACCOUNT_MARGIN_MODE_RETAIL_NETTING,
+    "exchange": constants.ACCOUNT_MARGIN_MODE_EXCHANGE,
+}
 
 _head = msgspec.msgpack.Decoder(tuple[int, msgspec.Raw])
+_hello = msgspec.msgpack.Decoder(tuple[str, int])
 _encoder = msgspec.msgpack.Encoder()
-
-
-_request = msgspec.msgpack.Decoder(Request)
-_selection = msgspec.msgpack.Decoder(Selection)
-_text = msgspec.msgpack.Decoder(str)
-_login = msgspec.msgpack.Decoder(tuple[int, str, str])
-_move = msgspec.msgpack.Decoder(tuple[str, int])
-_margin = msgspec.msgpack.Decoder(tuple[int, str, float, float])
-_profit = msgspec.msgpack.Decoder(tuple[int, str, float, float, float])
-
-
-def wall_clock_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-class Broker:
-    """State, market and rules over a journal; `answer` maps one request to its reply."""
-
-    def __init__(self, folder: Path, world: World, clock: Callable[[], int] = wall_clock_ms) -> None:
-        self.folder = folder
-        self.clock = clock
-        self.state = State()
-        self.journal = Journal(folder / "journal.bin")
-        self.journal.replay(self.state)
-        if self.state.created:
-            world = self.state.world
-        else:
-            self._commit([Created(world)])
-        self.market = Market(world.seed, DEFAULT_SYMBOLS, world.utc_offset_s, world.currency)
-        for move in self.state.moves:
-            self.market.move(move.symbol, move.from_ms, move.points)
-        self.trading = Trading(self.state, self.market, self._commit, clock)
-        self.queries = Queries(self.state, self.market)
-
-    def _commit(self, effects: list[Effect]) -> None:
-        self.journal.append(effects)
-        self.state.apply(effects)
-
-    def answer(self, command: int, arguments: msgspec.Raw) -> tuple[int, Any]:
-        """Status (1 or a last_error code) and value."""
-        match command:
-            case link.ORDER_SEND:
-                return link.OK, self.trading.send(_request.decode(arguments))
-            case link.ORDER_CHECK:
-                return link.OK, self.trading.check(_request.decode(arguments))
-            case link.HISTORY_DEALS:
-                return link.OK, self.queries.history_deals(_selection.decode(arguments))
-            case link.HISTORY_ORDERS:
-                return link.OK, self.queries.history_orders(_selection.decode(arguments))
-            case link.POSITIONS:
-                return link.OK, self.queries.positions(_selection.decode(arguments), self.clock())
-            case link.ORDERS:
-                return link.OK, ()  # there are no pending orders yet
-            case link.TICK:
-                return _found(self.queries.tick(_text.decode(arguments), self.clock()))
-            case link.SYMBOL:
-                return _found(self.queries.symbol(_text.decode(arguments), self.clock()))
-            case link.SYMBOLS:
-                return link.OK, self.queries.symbols(_text.decode(arguments), self.clock())
-            case link.ACCOUNT:
-                return link.OK, self.state.account_tuple(self.market, self.clock())
-            case link.TOTALS:
-                return link.OK, (len(self.market.symbols), 0, len(self.state.positions))
-            case link.LOGIN:
-                return self._login(*_login.decode(arguments)), None
-            case link.MOVE_PRICE:
-                return self._move_price(*_move.decode(arguments)), None
-            case link.CALC_MARGIN:
-                return self._calc_margin(*_margin.decode(arguments))
-            case link.CALC_PROFIT:
-                return self._calc_profit(*_profit.decode(arguments))
-        return INVALID, None
-
-    def _login(self, login: int, password: str, server: str) -> int:
-        """A login or server of 0 or "" means the account the terminal remembers."""
-        world = self.state.world
-        if login not in (0, world.login) or server not in ("", world.server):
-            return REFUSED
-        try:
-            wanted = (self.folder / "password").read_text().strip()
-        except FileNotFoundError:
-            return link.OK
-        return link.OK if hmac.compare_digest(wanted.encode(), password.encode()) else REFUSED
-
-    def _move_price(self, symbol: str, points: int) -> int:
-        if symbol not in self.market.symbols:
-            return NOT_FOUND
-        moved = PriceMoved(symbol, self.clock(), points)
-        self._commit([moved])
-        self.market.move(moved.symbol, moved.from_ms, moved.points)
-        return link.OK
-
-    def _calc_margin(self, action: int, symbol: str, volume: float, price: float) -> tuple[int, float | None]:
-        spec = self.market.symbols.get(symbol)
-        if spec is None:
-            return NOT_FOUND, None
-        if action not in (0, 1) or volume <= 0 or price <= 0:
-            return INVALID, None
-        return link.OK, round(self.market.margin(spec, volume, price, self.state.world.leverage, self.clock()), 2)
-
-    def _calc_profit(
-        self, action: int, symbol: str, volume: float, price_open: float, price_close: float
-    ) -> tuple[int, float | None]:
-        spec = self.market.symbols.get(symbol)
-        if spec is None:
-            return NOT_FOUND, None
-        if action not in (0, 1) or volume <= 0 or price_open <= 0 or price_close <= 0:
-            return INVALID, None
-        difference = (price_close - price_open) if action == 0 else (price_open - price_close)
-        rate = self.market.rate(spec.currency_profit, self.clock())
-        return link.OK, round(difference * volume * spec.contract_size * rate, 2)
-
-
-def _found(value: T | None) -> tuple[int, T | None]:
-    return (link.OK, value) if value is not None else (NOT_FOUND, None)
 
 
 class Client:
@@ -163,6 +50,8 @@ class Client:
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
         self.admitted = False
+        self.closed = False
+        self.pid = 0
         self.incoming = bytearray()
         self.outgoing = bytearray()
 
@@ -195,6 +84,8 @@ class Server:
             listener.setblocking(False)
             self.selector.register(listener, selectors.EVENT_READ, listener)
         self.clients = 0
+        self._count = 0
+        self._later: list[tuple[float, int, Client, bytes | None, int, msgspec.Raw | None]] = []
 
     def _unix_listener(self) -> list[socket.socket]:
         if not self.path:
@@ -209,15 +100,22 @@ class Server:
     def run(self) -> None:
         idle_since = time.monotonic()
         while not self.stopping:
-            for key, events in self.selector.select(0.25):
+            ready = self.selector.select(self._patience())
+            for key, events in ready:
                 if isinstance(key.data, Client):
                     self._serve(key.data, events)
                 else:
                     self._accept(key.data)
+            self._do_late()
+            if not ready:
+                self.broker.trading.advance()
             if self.clients:
                 idle_since = time.monotonic()
             elif time.monotonic() - idle_since > self.idle_exit_s:
                 return
+
+    def _patience(self) -> float:
+        return min(_TURN_S, max(self._later[0][0] - time.monotonic(), 0.0)) if self._later else _TURN_S
 
     def _accept(self, listener: socket.socket) -> None:
         try:
@@ -238,40 +136,111 @@ class Server:
                     raise ConnectionResetError
                 client.incoming += data
                 for frame in client.frames():
-                    client.outgoing += self._reply(client, frame)
-            sent = client.socket.send(client.outgoing) if client.outgoing else 0
-            del client.outgoing[:sent]
-        except BlockingIOError:
-            pass
+                    self._handle(client, frame)
+            self._send(client, events)
         except (OSError, ValueError):
-            self.selector.unregister(client.socket)
-            client.socket.close()
-            self.clients -= 1
+            self._drop(client)
+
+    def _send(self, client: Client, events: int = 0) -> None:
+        if client.closed:
             return
+        try:
+            sent = client.socket.send(client.outgoing) if client.outgoing else 0
+        except BlockingIOError:
+            sent = 0
+        del client.outgoing[:sent]
         wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if client.outgoing else 0)
         if events & selectors.EVENT_WRITE or wanted & selectors.EVENT_WRITE:
             self.selector.modify(client.socket, wanted, client)
 
-    def _reply(self, client: Client, frame: bytes) -> bytes:
-        """The reply frame. Raises ValueError for a client that is not admitted or speaks something else."""
+    def _drop(self, client: Client) -> None:
+        if not client.closed:
+            client.closed = True
+            self.selector.unregister(client.socket)
+            client.socket.close()
+            self.clients -= 1
+
+    def _handle(self, client: Client, frame: bytes) -> None:
+        """Answers, sooner or later. Raises ValueError for a client that is not admitted or speaks something else."""
         command, arguments = _head.decode(frame)
         if command == link.HELLO:
-            if not hmac.compare_digest(_text.decode(arguments), self.token):
+            token, client.pid = _hello.decode(arguments)
+            if not hmac.compare_digest(token, self.token):
                 raise ValueError("wrong token")
             client.admitted = True
-            status, value = link.OK, os.getpid()
+            client.outgoing += _reply(command, link.OK, os.getpid())
         elif not client.admitted:
             raise ValueError("no hello")
         elif command == link.STOP:
             self.stopping = True
-            status, value = link.OK, 0
+            client.outgoing += _reply(command, link.OK, 0)
         else:
+            self._answer(client, command, arguments, self.broker.fault_of(command))
+
+    def _answer(self, client: Client, command: int, arguments: msgspec.Raw, fault: Fault | None) -> None:
+        """What the fault does to the call itself; what it does to the trade is the broker's."""
+        if fault is None:
+            client.outgoing += self._done(command, arguments, None)
+            return
+        match fault.name:
+            case "error":
+                client.outgoing += _reply(command, fault.value, None)
+            case "lost":
+                self._done(command, arguments, None)
+                client.outgoing += _reply(command, fault.value, None)
+            case "hang" | "hang_after":
+                if fault.name == "hang_after":
+                    self._done(command, arguments, None)
+                if fault.value:
+                    self._do_later(fault.value, client, None, command, None)
+            case "delay":
+                self._do_later(fault.value, client, self._done(command, arguments, None), command, None)
+            case "slow":
+                self._do_later(fault.value, client, b"", command, arguments.copy())
+            case "kill" | "kill_after":
+                if fault.name == "kill_after":
+                    self._done(command, arguments, None)
+                os.kill(os.getpid(), _KILL)
+            case "crash" | "crash_after":
+                if fault.name == "crash_after":
+                    self._done(command, arguments, None)
+                if client.pid:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(client.pid, _KILL)
+                raise ValueError("the terminal's process is gone")
+            case _:
+                client.outgoing += self._done(command, arguments, fault)
+
+    def _done(self, command: int, arguments: msgspec.Raw, fault: Fault | None) -> bytes:
+        try:
+            status, value = self.broker.answer(command, arguments, fault)
+        except msgspec.ValidationError:
+            status, value = INVALID, None
+        return _reply(command, status, value)
+
+    def _do_later(
+        self, after_ms: int, client: Client, reply: bytes | None, command: int, arguments: msgspec.Raw | None
+    ) -> None:
+        """A reply for later; None closes the connection, and `arguments` are a request still to be done."""
+        self._count += 1
+        due = time.monotonic() + after_ms / 1000
+        heapq.heappush(self._later, (due, self._count, client, reply, command, arguments))
+
+    def _do_late(self) -> None:
+        while self._later and self._later[0][0] <= time.monotonic():
+            _, _, client, reply, command, arguments = heapq.heappop(self._later)
+            if arguments is not None:  # its client may have gone: it was sent all the same
+                reply = self._done(command, arguments, None)
+            if client.closed:
+                continue
+            if reply is None:
+                self._drop(client)
+                continue
+            client.outgoing += reply
             try:
-                status, value = self.broker.answer(command, arguments)
-            except msgspec.ValidationError:
-                status, value = INVALID, 0
-        payload = _encoder.encode((command, status, value))
-        return len(payload).to_bytes(4, "little") + payload
+                self._send(client)
+            except OSError:
+                self._drop(client)
 
     def publish(self, folder: Path) -> None:
         """Writes broker.json: whoever reads it can connect."""
@@ -284,6 +253,11 @@ class Server:
         os.replace(fresh, link.address_path(folder))
 
 
+def _reply(command: int, status: int, value: Any) -> bytes:
+    payload = _encoder.encode((command, status, value))
+    return len(payload).to_bytes(4, "little") + payload
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="gateway.simulated.broker", description="The simulated broker.")
     parser.add_argument("--dir", type=Path, required=True, help="the folder its state lives in")
@@ -293,9 +267,12 @@ def main(arguments: list[str] | None = None) -> int:
         value = getattr(defaults, field)
         help_text = f"of a new broker (default {value})"
         parser.add_argument("--" + field.replace("_", "-"), type=type(value), default=value, help=help_text)
+    parser.add_argument("--margin-mode", choices=_MARGIN_MODES, default="hedging", help="of a new broker")
+    parser.add_argument("--currency", default=defaults.currency, help="of a new account")
     options = vars(parser.parse_args(arguments))
     folder: Path = options.pop("dir")
     idle_exit_s: float = options.pop("idle_exit_s")
+    options["margin_mode"] = _MARGIN_MODES[options["margin_mode"]]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "broker.lock", timeout=LOCK_TIMEOUT_S, poll_interval=0.01, fallback_to_soft=False):
@@ -323,7 +300,7 @@ def _run(folder: Path, world: World, idle_exit_s: float) -> None:
         link.address_path(folder).unlink(missing_ok=True)
         if server.path:
             Path(server.path).unlink(missing_ok=True)
-        broker.journal.close()
+        broker.close()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Every constant the MetaTrader5 Python module exports (package 5.0.6231), under its own name and value.
 
 What servers use beyond these (retcode 10046, the SYMBOL_FILLING_* flags) is not in the package, so it is not here:
-see `gateway/retcodes.py` and `gateway/simulated/market.py`.
+see `gateway/retcodes.py` and `gateway/simulated/symbols.py`.
 """
 
 # timeframes

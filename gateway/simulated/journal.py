@@ -14,7 +14,8 @@ from typing import Final
 
 import msgspec
 
-from gateway.simulated.state import Effect, State
+from gateway.simulated.rows import Effect
+from gateway.simulated.state import State
 
 _HEADER: Final = struct.Struct("<II")
 COMPACT_ABOVE_BYTES: Final = 16 * 1024 * 1024

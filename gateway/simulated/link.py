@@ -1,8 +1,9 @@
 """Between a terminal and its broker: command numbers, frames, the broker's address, finding or starting it.
 
 A frame is a u32 little-endian length and a msgpack array: `[command, arguments]` one way, `[command, status, value]`
-back, where status is 1 or the `last_error` code the call fails with. TCP on 127.0.0.1, and a Unix socket where there
-are such; the token in `broker.json` (mode 0600) keeps other users of the machine out.
+back, where status is 1 or the `last_error` code the call fails with, and value then perhaps its text. TCP on
+127.0.0.1, and a Unix socket where there are such; the token in `broker.json` (mode 0600) keeps other users of the
+machine out.
 """
 
 import os
@@ -21,12 +22,16 @@ from gateway.processes import child_environment
 HELLO: Final = 1
 LOGIN: Final = 2
 STOP: Final = 3
-MOVE_PRICE: Final = 4
+CONTROL: Final = 4
+INITIALIZE: Final = 5
 ACCOUNT: Final = 10
 SYMBOLS: Final = 11
 SYMBOL: Final = 12
 TICK: Final = 13
 TOTALS: Final = 14
+TERMINAL: Final = 15
+BOOK: Final = 16
+CHART: Final = 17
 ORDERS: Final = 20
 POSITIONS: Final = 21
 HISTORY_ORDERS: Final = 22
@@ -65,11 +70,12 @@ class BrokerUnreachable(Exception):
 
 
 class LinkBroken(Exception):
-    """The connection failed. `sent` is False when the request did not go out completely."""
+    """The connection failed. `code` is the last_error of it: -10001 when the request did not go out completely,
+    -10002 when no reply came, -10000 when the reply was another call's."""
 
-    def __init__(self, text: str, *, sent: bool) -> None:
+    def __init__(self, text: str, code: int) -> None:
         super().__init__(text)
-        self.sent = sent
+        self.code = code
 
 
 class Link:
@@ -85,13 +91,13 @@ class Link:
         try:
             self.socket.sendall(len(payload).to_bytes(4, "little") + payload)
         except OSError as error:
-            raise LinkBroken(str(error), sent=False) from None
+            raise LinkBroken(str(error), -10001) from None
         try:
             answered, status, value = decode(self._receive())
         except (OSError, EOFError, ValueError, TypeError) as error:
-            raise LinkBroken(str(error), sent=True) from None
+            raise LinkBroken(str(error), -10002) from None
         if answered != command:
-            raise LinkBroken(f"reply to command {answered}, not {command}", sent=True)
+            raise LinkBroken(f"reply to command {answered}, not {command}", -10000)
         return status, value
 
     def _receive(self) -> bytes:
@@ -138,7 +144,7 @@ def try_connect(folder: Path, timeout_s: float = 1.0) -> Link | None:
         return None
     link = Link(sock)
     try:
-        status, pid = link.call(HELLO, address.token)
+        status, pid = link.call(HELLO, (address.token, os.getpid()))
     except LinkBroken:
         link.close()
         return None

@@ -1,4 +1,4 @@
-"""Symbols, trading sessions and prices of the simulated broker.
+"""Prices of the simulated broker, and what follows from them: ticks, depth, margin, profit, conversion.
 
 A price is a pure function of (seed, symbol, time): value noise in octaves around the symbol's base price. Nothing is
 stored, so any past moment can be asked again and gives the same answer. What is not a function of time, a price moved
@@ -13,89 +13,15 @@ from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
-import msgspec
-
 from gateway.simulated import constants as c
+from gateway.simulated.symbols import DAY_MS, MINUTE_MS, SymbolSpec
 
-# Flags of filling_mode, expiration_mode and order_mode: MQL5 has them, the Python package does not.
-FILLING_FOK_FLAG: Final = 1
-FILLING_IOC_FLAG: Final = 2
-FILLING_BOC_FLAG: Final = 4
-EXPIRATION_ALL_FLAGS: Final = 1 | 2 | 4 | 8
-ORDER_ALL_FLAGS: Final = 1 | 2 | 4 | 8 | 16 | 32 | 64
-
-MINUTE_MS: Final = 60_000
-DAY_MS: Final = 86_400_000
-_SCALES: Final[tuple[int, ...]] = tuple(10**digits for digits in range(9))
 UNIT: Final = 10**8  # volumes and prices are summed as integers of 1e-8, so that sums are exact and never drift
+HOUR_MS: Final = 3_600_000
 
 
-class SymbolSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What the broker defines of a symbol. Money per lot is in the account's currency."""
-
-    name: str
-    description: str
-    path: str
-    base_price: float
-    digits: int
-    contract_size: float
-    calc_mode: int
-    currency_base: str
-    currency_profit: str
-    currency_margin: str
-    volume_min: float = 0.01
-    volume_max: float = 100.0
-    volume_step: float = 0.01
-    volume_limit: float = 0.0  # of one direction, 0 = none
-    exemode: int = c.SYMBOL_TRADE_EXECUTION_MARKET
-    trade_mode: int = c.SYMBOL_TRADE_MODE_FULL
-    filling_mode: int = FILLING_FOK_FLAG | FILLING_IOC_FLAG
-    return_filling: bool = False  # sources differ for market execution, so it is a property of the symbol
-    stops_level: int = 0  # points
-    freeze_level: int = 0  # points
-    margin_rate: float = 1.0
-    commission_per_lot: float = 3.5  # for one side
-    spread_points: int = 10
-    amplitude: float = 0.0028  # the price stays within base_price * (1 ± amplitude)
-    tick_ms: int = 100
-    sessions: tuple[tuple[int, int, int], ...] = ()  # (day, from minute, to minute), Sunday = 0; none = always open
-
-    @property
-    def scale(self) -> int:
-        return _SCALES[self.digits]
-
-    @property
-    def point(self) -> float:
-        return 1 / self.scale
-
-    def price(self, points: int) -> float:
-        """The double nearest to the decimal price."""
-        return points / self.scale
-
-    def uses_leverage(self) -> bool:
-        return self.calc_mode in (c.SYMBOL_CALC_MODE_FOREX, c.SYMBOL_CALC_MODE_CFDLEVERAGE)
-
-    def is_open(self, server_ms: int) -> bool:
-        if not self.sessions:
-            return True
-        day, minute = _weekday(server_ms), server_ms % DAY_MS / MINUTE_MS
-        return any(d == day and start <= minute < end for d, start, end in self.sessions)
-
-    def last_open(self, server_ms: int) -> int:
-        """The latest moment not after `server_ms` at which the symbol was quoted."""
-        if self.is_open(server_ms):
-            return server_ms
-        midnight = server_ms - server_ms % DAY_MS
-        for back in range(8):
-            start_of_day = midnight - back * DAY_MS
-            ends = [
-                start_of_day + end * MINUTE_MS - 1
-                for day, _, end in self.sessions
-                if day == _weekday(start_of_day) and start_of_day + end * MINUTE_MS <= server_ms
-            ]
-            if ends:
-                return max(ends)
-        return server_ms
+def units(number: float) -> int:
+    return round(number * UNIT)
 
 
 class Quote(NamedTuple):
@@ -106,58 +32,11 @@ class Quote(NamedTuple):
     ask: int
 
 
-def _weekday(ms: int) -> int:
-    return (ms // DAY_MS + 4) % 7  # the epoch was a Thursday; Sunday = 0
-
-
-_FOREX: Final[dict[str, Any]] = {
-    "contract_size": 100_000.0,
-    "calc_mode": c.SYMBOL_CALC_MODE_FOREX,
-    "stops_level": 10,
-}
-_WEEKDAYS_US: Final = tuple((day, 16 * 60 + 30, 23 * 60) for day in range(1, 6))
-
-DEFAULT_SYMBOLS: Final[Mapping[str, SymbolSpec]] = {
-    spec.name: spec
-    for spec in (
-        SymbolSpec(
-            name="EURUSD", description="Euro vs US Dollar", path="Forex\\EURUSD", base_price=1.08, digits=5,
-            currency_base="EUR", currency_profit="USD", currency_margin="EUR", **_FOREX,
-        ),
-        SymbolSpec(
-            name="GBPUSD", description="Great Britain Pound vs US Dollar", path="Forex\\GBPUSD", base_price=1.27,
-            digits=5, currency_base="GBP", currency_profit="USD", currency_margin="GBP", spread_points=12, **_FOREX,
-        ),
-        SymbolSpec(
-            name="USDJPY", description="US Dollar vs Japanese Yen", path="Forex\\USDJPY", base_price=150.0, digits=3,
-            currency_base="USD", currency_profit="JPY", currency_margin="USD", **_FOREX,
-        ),
-        SymbolSpec(  # margin 5 % of the value whatever the account's leverage: 1,000 lots are beyond the account
-            name="XAUUSD", description="Gold vs US Dollar", path="Metals\\XAUUSD", base_price=2650.0, digits=2,
-            contract_size=100.0, calc_mode=c.SYMBOL_CALC_MODE_CFD, margin_rate=0.05, volume_max=1000.0,
-            currency_base="XAU", currency_profit="USD", currency_margin="USD", stops_level=20, spread_points=20,
-        ),
-        SymbolSpec(
-            name="US500", description="US 500 Index", path="Indices\\US500", base_price=5800.0, digits=1,
-            contract_size=1.0, calc_mode=c.SYMBOL_CALC_MODE_CFDINDEX, margin_rate=0.05, volume_min=0.1,
-            volume_step=0.1, volume_max=500.0, currency_base="USD", currency_profit="USD", currency_margin="USD",
-            stops_level=5, spread_points=5, commission_per_lot=0.0, filling_mode=FILLING_FOK_FLAG,
-        ),
-        SymbolSpec(
-            name="ACME.US", description="Acme Corporation", path="Stocks\\ACME.US", base_price=120.0, digits=2,
-            contract_size=1.0, calc_mode=c.SYMBOL_CALC_MODE_EXCH_STOCKS, exemode=c.SYMBOL_TRADE_EXECUTION_EXCHANGE,
-            return_filling=True, volume_min=1.0, volume_step=1.0, volume_max=10_000.0, currency_base="USD",
-            currency_profit="USD", currency_margin="USD", spread_points=4, commission_per_lot=0.02, tick_ms=500,
-            sessions=_WEEKDAYS_US,
-        ),
-    )
-}  # fmt: skip
-
 # (period in ms, share of the amplitude): days of drift down to seconds of jitter; the shares add up to 1
-_OCTAVES: Final = (
+OCTAVES: Final = (
     (5 * DAY_MS, 0.34),
     (DAY_MS, 0.25),
-    (4 * 3_600_000, 0.17),
+    (4 * HOUR_MS, 0.17),
     (30 * MINUTE_MS, 0.10),
     (4 * MINUTE_MS, 0.07),
     (20_000, 0.05),
@@ -174,19 +53,24 @@ def _mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
+def noise_keys(seed: int, name: str) -> list[int]:
+    """One key for each octave, and one for the spread."""
+    return [
+        int.from_bytes(blake2b(f"{seed}/{name}/{octave}".encode(), digest_size=8).digest(), "little")
+        for octave in range(len(OCTAVES) + 1)
+    ]
+
+
 class _Noise:
     """A smooth curve in [-1, 1] over time; the lattice points last used are kept."""
 
-    def __init__(self, seed: int, name: str) -> None:
-        self.keys = [
-            int.from_bytes(blake2b(f"{seed}/{name}/{octave}".encode(), digest_size=8).digest(), "little")
-            for octave in range(len(_OCTAVES) + 1)
-        ]
-        self._last: list[tuple[int, float, float]] = [(-1, 0.0, 0.0)] * len(_OCTAVES)
+    def __init__(self, keys: list[int]) -> None:
+        self.keys = keys
+        self._last: list[tuple[int, float, float]] = [(-1, 0.0, 0.0)] * len(OCTAVES)
 
     def at(self, ms: int) -> float:
         total = 0.0
-        for octave, (period, share) in enumerate(_OCTAVES):
+        for octave, (period, share) in enumerate(OCTAVES):
             cell, rest = divmod(ms, period)
             known, left, right = self._last[octave]
             if known != cell:
@@ -212,15 +96,31 @@ class Market:
         self.symbols = symbols
         self.offset_ms = utc_offset_s * 1000
         self.currency = currency
-        self._noise = {name: _Noise(seed, name) for name in symbols}
+        self.seed = seed
+        self._noise = {name: _Noise(noise_keys(seed, name)) for name in symbols}
         self._moves: dict[str, list[tuple[int, int]]] = {}
         self._cached: dict[str, Quote] = {}
+        self._paths: dict[str, tuple[tuple[str, bool], ...]] = {currency: ()}
+        self._extremes: dict[tuple[str, int], tuple[int, int]] = {}
+
+    def define(self, spec: SymbolSpec) -> None:
+        """Replaces the symbol's definition."""
+        self.symbols = {**self.symbols, spec.name: spec}
+        self._cached.pop(spec.name, None)
 
     def move(self, name: str, from_ms: int, points: int) -> None:
         """From `from_ms` on, the price lies `points` off its curve (not added to earlier moves)."""
         self._moves.setdefault(name, []).append((from_ms, points))
-        self._moves[name].sort()
+        self._moves[name].sort(key=lambda move: move[0])
         self._cached.pop(name, None)
+        self._extremes.clear()
+
+    def moves(self, name: str) -> list[tuple[int, int]]:
+        """(from, points), by time."""
+        return self._moves.get(name, [])
+
+    def is_open(self, name: str, now_ms: int) -> bool:
+        return self.symbols[name].is_open(now_ms + self.offset_ms)
 
     def quote(self, name: str, now_ms: int) -> Quote:
         """The last tick not after `now_ms`."""
@@ -245,21 +145,50 @@ class Market:
         self._cached[name] = quote
         return quote
 
+    def levels(self, name: str, quote: Quote, *, buy: bool) -> list[tuple[int, int]]:
+        """What a buyer (or seller) meets at this tick: (points, units of volume), best first. Empty: no limit."""
+        spec, noise = self.symbols[name], self._noise[name]
+        best, step = (quote.ask, 1) if buy else (quote.bid, -1)
+        index = quote.time_msc // spec.tick_ms
+        volume, least = units(spec.volume_step), units(spec.book_volume)
+        found = []
+        for level in range(spec.book_levels):
+            extra = noise.bits(index * 64 + level * 2 + buy) % 4
+            found.append((best + step * level, least + extra * volume))
+        return found
+
     def rate(self, currency: str, now_ms: int) -> float:
-        """Units of the account's currency for one of `currency`, at the middle price."""
-        if currency == self.currency:
-            return 1.0
-        for name, inverse in ((currency + self.currency, False), (self.currency + currency, True)):
+        """Units of the account's currency for one of `currency`, at middle prices, by a pair or by two."""
+        path = self._paths.get(currency)
+        if path is None:
+            path = self._paths[currency] = self._path(currency)
+        rate = 1.0
+        for name, inverse in path:
+            quote = self.quote(name, now_ms)
+            middle = (quote.bid + quote.ask) / 2 / self.symbols[name].scale
+            rate *= 1 / middle if inverse else middle
+        return rate
+
+    def _path(self, currency: str) -> tuple[tuple[str, bool], ...]:
+        direct = self._pair(currency, self.currency)
+        if direct is not None:
+            return (direct,)
+        for over in {spec.currency_profit: 0 for spec in self.symbols.values()}:
+            first, second = self._pair(currency, over), self._pair(over, self.currency)
+            if first is not None and second is not None:
+                return first, second
+        raise ValueError(f"no symbols convert {currency} to {self.currency}")
+
+    def _pair(self, one: str, other: str) -> tuple[str, bool] | None:
+        for name, inverse in ((one + other, False), (other + one, True)):
             if name in self.symbols:
-                quote = self.quote(name, now_ms)
-                middle = (quote.bid + quote.ask) / 2 / self.symbols[name].scale
-                return 1 / middle if inverse else middle
-        raise ValueError(f"no symbol converts {currency} to {self.currency}")
+                return name, inverse
+        return None
 
     def margin(self, spec: SymbolSpec, volume: float, price: float, leverage: int, now_ms: int) -> float:
         """Margin of `volume` lots at `price`, in the account's currency."""
         rate = spec.margin_rate / (leverage if spec.uses_leverage() else 1)
-        if spec.calc_mode != c.SYMBOL_CALC_MODE_FOREX:
+        if spec.calc_mode not in (c.SYMBOL_CALC_MODE_FOREX, c.SYMBOL_CALC_MODE_FOREX_NO_LEVERAGE):
             return volume * spec.contract_size * price * rate * self.rate(spec.currency_profit, now_ms)
         if spec.currency_margin == self.currency:
             return volume * spec.contract_size * rate
@@ -270,25 +199,72 @@ class Market:
         """Account currency for a price difference times lots, given in units of 1e-16 of the price's currency."""
         return value_units / (UNIT * UNIT) * spec.contract_size * self.rate(spec.currency_profit, now_ms)
 
+    # ---- what a terminal shows
+
     def tick(self, name: str, now_ms: int) -> tuple[Any, ...]:
         """The fields of Tick, in server time."""
         spec, quote = self.symbols[name], self.quote(name, now_ms)
         ms = quote.time_msc + self.offset_ms
         flags = c.TICK_FLAG_BID | c.TICK_FLAG_ASK
-        return ms // 1000, spec.price(quote.bid), spec.price(quote.ask), 0.0, 0, ms, flags, 0.0
+        last, volume = self.last_trade(spec, quote)
+        if volume:
+            flags |= c.TICK_FLAG_LAST | c.TICK_FLAG_VOLUME
+        return ms // 1000, spec.price(quote.bid), spec.price(quote.ask), last, volume, ms, flags, float(volume)
+
+    def last_trade(self, spec: SymbolSpec, quote: Quote) -> tuple[float, int]:
+        """Price and volume of the exchange's trade at this tick; nothing off an exchange."""
+        if not spec.is_exchange():
+            return 0.0, 0
+        index = quote.time_msc // spec.tick_ms
+        return spec.price((quote.bid + quote.ask) // 2), 1 + self._noise[spec.name].bits(~index & _MASK) % 100
+
+    def book(self, name: str, now_ms: int) -> list[tuple[int, float, int, float]]:
+        """The fields of BookInfo for each level, from the highest price to the lowest."""
+        spec, quote = self.symbols[name], self.quote(name, now_ms)
+        rows = []
+        for buy in (True, False):
+            levels = self.levels(name, quote, buy=buy)
+            type_ = c.BOOK_TYPE_SELL if buy else c.BOOK_TYPE_BUY
+            for points, volume in reversed(levels) if buy else levels:
+                rows.append((type_, spec.price(points), volume // UNIT, volume / UNIT))
+        return rows
+
+    def _day(self, name: str, now_ms: int) -> tuple[int, int, int, int]:
+        """Highest and lowest bid and ask since the server's midnight, of the hours' first ticks and the present."""
+        quote = self.quote(name, now_ms)
+        midnight = now_ms - (now_ms + self.offset_ms) % DAY_MS
+        bids, asks = [quote.bid], [quote.ask]
+        for hour_ms in range(midnight, now_ms, HOUR_MS):
+            known = self._extremes.get((name, hour_ms))
+            if known is None:
+                first = self.quote(name, hour_ms)
+                known = self._extremes[name, hour_ms] = (first.bid, first.ask)
+            bids.append(known[0])
+            asks.append(known[1])
+        if len(self._extremes) > 1000:
+            self._extremes.clear()
+        self._cached[name] = quote
+        return max(bids), min(bids), max(asks), min(asks)
 
     def symbol_info(self, name: str, now_ms: int) -> dict[str, Any]:
         """The fields of SymbolInfo that are not zero or empty."""
         spec, quote = self.symbols[name], self.quote(name, now_ms)
         tick_value = spec.contract_size * spec.point * self.rate(spec.currency_profit, now_ms)
+        bid_high, bid_low, ask_high, ask_low = map(spec.price, self._day(name, now_ms))
+        last, volume = self.last_trade(spec, quote)
         return {
             "select": True, "visible": True, "time": (quote.time_msc + self.offset_ms) // 1000,
             "digits": spec.digits, "spread": quote.ask - quote.bid, "spread_float": True,
-            "trade_calc_mode": spec.calc_mode, "trade_mode": spec.trade_mode, "trade_exemode": spec.exemode,
-            "trade_stops_level": spec.stops_level, "trade_freeze_level": spec.freeze_level,
-            "swap_mode": c.SYMBOL_SWAP_MODE_DISABLED, "swap_rollover3days": c.DAY_OF_WEEK_WEDNESDAY,
-            "expiration_mode": EXPIRATION_ALL_FLAGS, "filling_mode": spec.filling_mode, "order_mode": ORDER_ALL_FLAGS,
-            "bid": spec.price(quote.bid), "ask": spec.price(quote.ask), "point": spec.point,
+            "chart_mode": c.SYMBOL_CHART_MODE_LAST if spec.is_exchange() else c.SYMBOL_CHART_MODE_BID,
+            "ticks_bookdepth": spec.book_levels * 2, "trade_calc_mode": spec.calc_mode,
+            "trade_mode": spec.trade_mode, "trade_exemode": spec.exemode, "trade_stops_level": spec.stops_level,
+            "trade_freeze_level": spec.freeze_level, "swap_mode": spec.swap_mode, "swap_long": spec.swap_long,
+            "swap_short": spec.swap_short, "swap_rollover3days": spec.swap_rollover3days,
+            "margin_hedged_use_leg": True, "expiration_mode": spec.expiration_mode, "filling_mode": spec.filling_mode,
+            "order_mode": spec.order_mode, "order_gtc_mode": spec.gtc_mode,
+            "bid": spec.price(quote.bid), "bidhigh": bid_high, "bidlow": bid_low, "ask": spec.price(quote.ask),
+            "askhigh": ask_high, "asklow": ask_low, "last": last, "lasthigh": last, "lastlow": last,
+            "volume": volume, "volume_real": float(volume), "point": spec.point,
             "trade_tick_value": tick_value, "trade_tick_value_profit": tick_value, "trade_tick_value_loss": tick_value,
             "trade_tick_size": spec.point, "trade_contract_size": spec.contract_size, "volume_min": spec.volume_min,
             "volume_max": spec.volume_max, "volume_step": spec.volume_step, "volume_limit": spec.volume_limit,

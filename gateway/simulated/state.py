@@ -5,133 +5,42 @@ request needs (margin, floating profit) are kept per symbol and side as exact in
 request nothing. Times are server wall clock in milliseconds, as the terminal reports them.
 """
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final
+from typing import Final
 
-import msgspec
+from msgspec.structs import replace
 
 from gateway.simulated import constants as c
-from gateway.simulated.market import UNIT, Market
+from gateway.simulated.market import units
+from gateway.simulated.rows import (
+    FIRST_DEAL,
+    FIRST_ORDER,
+    ClockSet,
+    Created,
+    DealRow,
+    Dealt,
+    Effect,
+    FaultsSet,
+    LinkCut,
+    OrderDone,
+    OrderRow,
+    OrderSet,
+    PositionGone,
+    PositionRow,
+    PositionSet,
+    PriceMoved,
+    Queued,
+    RolledOver,
+    Rules,
+    RulesSet,
+    SymbolSet,
+    World,
+)
+from gateway.simulated.symbols import DAY_MS
+from gateway.simulated.watch import Watch, order_triggers, position_triggers
 
-FIRST_ORDER: Final = 50_000_001
-FIRST_DEAL: Final = 40_000_001
 CENTS: Final = 100
-
-
-class OrderRow(msgspec.Struct, array_like=True, frozen=True, kw_only=True, gc=False):
-    """TradeOrder, in its field order: encoded, it is what the terminal makes the struct from."""
-
-    ticket: int
-    time_setup: int
-    time_setup_msc: int
-    time_done: int
-    time_done_msc: int
-    time_expiration: int
-    type: int
-    type_time: int
-    type_filling: int
-    state: int
-    magic: int
-    position_id: int
-    position_by_id: int
-    reason: int
-    volume_initial: float
-    volume_current: float
-    price_open: float
-    sl: float
-    tp: float
-    price_current: float
-    price_stoplimit: float
-    symbol: str
-    comment: str
-    external_id: str
-
-
-class DealRow(msgspec.Struct, array_like=True, frozen=True, kw_only=True, gc=False):
-    """TradeDeal, in its field order."""
-
-    ticket: int
-    order: int
-    time: int
-    time_msc: int
-    type: int
-    entry: int
-    magic: int
-    position_id: int
-    reason: int
-    volume: float
-    price: float
-    commission: float
-    swap: float
-    profit: float
-    fee: float
-    symbol: str
-    comment: str
-    external_id: str
-
-
-class PositionRow(msgspec.Struct, array_like=True, frozen=True, kw_only=True, gc=False):
-    """What is stored of a TradePosition; current price and profit follow from the market."""
-
-    ticket: int
-    identifier: int
-    time_msc: int
-    time_update_msc: int
-    type: int
-    magic: int
-    reason: int
-    volume: float
-    price_open: float
-    sl: float
-    tp: float
-    swap: float
-    symbol: str
-    comment: str
-
-
-class World(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
-    """How the broker was created. Kept in its folder: later starts go on with it, whatever they are told."""
-
-    seed: int = 1
-    login: int = 5_000_001
-    server: str = "OrderLedger-Sim"
-    currency: str = "USD"
-    leverage: int = 500
-    margin_mode: int = c.ACCOUNT_MARGIN_MODE_RETAIL_HEDGING
-    balance: float = 10_000_000.0
-    utc_offset_s: int = 7200  # the server's zone
-
-
-class Created(msgspec.Struct, array_like=True, frozen=True, tag=0):
-    world: World
-
-
-class OrderDone(msgspec.Struct, array_like=True, frozen=True, tag=1):
-    order: OrderRow
-
-
-class Dealt(msgspec.Struct, array_like=True, frozen=True, tag=2):
-    deal: DealRow
-
-
-class PositionSet(msgspec.Struct, array_like=True, frozen=True, tag=3):
-    """A position was opened or changed: this is all of it."""
-
-    position: PositionRow
-
-
-class PositionGone(msgspec.Struct, array_like=True, frozen=True, tag=4):
-    identifier: int
-
-
-class PriceMoved(msgspec.Struct, array_like=True, frozen=True, tag=5):
-    symbol: str
-    from_ms: int  # UTC
-    points: int
-
-
-Effect = Created | OrderDone | Dealt | PositionSet | PositionGone | PriceMoved
 
 
 class Side:
@@ -145,20 +54,29 @@ class Side:
         self.count = 0
 
 
-def units(number: float) -> int:
-    return round(number * UNIT)
-
-
 class State:
     def __init__(self) -> None:
         self.created = False
         self.world = World()
+        self.rules = Rules()
         self.balance_cents = 0
-        self.positions: dict[int, PositionRow] = {}
+        self.swap_cents = 0  # of open positions: not yet in the balance
+        self.positions: dict[int, PositionRow] = {}  # by identifier
+        self.identifiers: dict[int, int] = {}  # of open positions, by ticket
+        self.working: dict[int, OrderRow] = {}
+        self.queued: dict[int, Queued] = {}
         self.orders: dict[int, OrderRow] = {}  # history, by ticket, in the order of their end
         self.deals: dict[int, DealRow] = {}
         self.sides: dict[str, tuple[Side, Side]] = {}  # by symbol: long, short
+        self.watch = Watch()
+        self.expiries: list[tuple[int, int]] = []  # (server seconds, ticket), sorted
         self.moves: list[PriceMoved] = []
+        self.symbol_changes: dict[str, SymbolSet] = {}
+        self.seen_ms = 0  # UTC, of the newest change of a price or symbol: what was due before has happened
+        self.faults = FaultsSet("", "", 0)
+        self.shift_ms = 0
+        self.cut = LinkCut(0, 0)
+        self.rolled_day = 0
         self.next_order = FIRST_ORDER
         self.next_deal = FIRST_DEAL
         self.last_ms = 0  # of the newest deal or order: server time never runs backwards
@@ -175,25 +93,56 @@ class State:
         for effect in effects:
             match effect:
                 case PositionSet(position):
-                    self._count(self.positions.get(position.identifier), -1)
-                    self.positions[position.identifier] = position
-                    self._count(position, 1)
+                    self._set_position(position)
                 case PositionGone(identifier):
-                    self._count(self.positions.pop(identifier), -1)
+                    self._drop_position(self.positions.pop(identifier))
                 case OrderDone(order):
                     self._end_order(order)
                 case Dealt(deal):
                     self._add_deal(deal)
+                case OrderSet(order):
+                    self._set_order(order)
+                case Queued(ticket):
+                    self.queued[ticket] = effect
+                case RolledOver():
+                    self._roll_over(effect)
                 case PriceMoved():
                     self.moves.append(effect)
+                    self.seen_ms = max(self.seen_ms, effect.from_ms)
+                case SymbolSet(symbol, changes, from_ms):
+                    known = self.symbol_changes.get(symbol)
+                    self.symbol_changes[symbol] = SymbolSet(symbol, (known.changes if known else {}) | changes, from_ms)
+                    self.seen_ms = max(self.seen_ms, from_ms)
+                case RulesSet(rules):
+                    self.rules = rules
+                case FaultsSet():
+                    self.faults = effect
+                case ClockSet(shift_ms):
+                    self.shift_ms = shift_ms
+                case LinkCut(from_ms):
+                    self.cut = effect
+                    # What happens in the rest of this millisecond is not seen any more: it gets the next one.
+                    self.last_ms = max(self.last_ms, from_ms + self.world.utc_offset_s * 1000 + 1 if from_ms else 0)
                 case Created(world):
                     self.created = True
                     self.world = world
-                    self.balance_cents = round(world.balance * CENTS)
 
-    def _count(self, position: PositionRow | None, sign: int) -> None:
-        if position is None:
-            return
+    def _set_position(self, position: PositionRow) -> None:
+        before = self.positions.get(position.identifier)
+        if before is not None:
+            self._drop_position(before)
+        self.positions[position.identifier] = position
+        self.identifiers[position.ticket] = position.identifier
+        self._count(position, 1)
+        self.watch.add(position.symbol, position_triggers(position))
+        self.last_ms = max(self.last_ms, position.time_update_msc)
+
+    def _drop_position(self, position: PositionRow) -> None:
+        self.identifiers.pop(position.ticket, None)
+        self._count(position, -1)
+        self.watch.remove(position.symbol, position_triggers(position))
+
+    def _count(self, position: PositionRow, sign: int) -> None:
         sides = self.sides.get(position.symbol)
         if sides is None:
             sides = self.sides[position.symbol] = (Side(), Side())
@@ -202,8 +151,30 @@ class State:
         side.volume += sign * volume
         side.value += sign * volume * units(position.price_open)
         side.count += sign
+        self.swap_cents += sign * round(position.swap * CENTS)
+
+    def _set_order(self, order: OrderRow) -> None:
+        self._drop_order(order.ticket)
+        self.working[order.ticket] = order
+        if order.state != c.ORDER_STATE_REQUEST_ADD:
+            self.watch.add(order.symbol, order_triggers(order))
+        if order.time_expiration:
+            insort(self.expiries, (order.time_expiration, order.ticket))
+        self.next_order = max(self.next_order, order.ticket + 1)
+        self.last_ms = max(self.last_ms, order.time_setup_msc)
+
+    def _drop_order(self, ticket: int) -> None:
+        before = self.working.pop(ticket, None)
+        self.queued.pop(ticket, None)
+        if before is None:
+            return
+        if before.state != c.ORDER_STATE_REQUEST_ADD:
+            self.watch.remove(before.symbol, order_triggers(before))
+        if before.time_expiration:
+            del self.expiries[bisect_left(self.expiries, (before.time_expiration, ticket))]
 
     def _end_order(self, order: OrderRow) -> None:
+        self._drop_order(order.ticket)
         self.orders[order.ticket] = order
         self._order_times.append(order.time_done)
         self._order_rows.append(order)
@@ -220,23 +191,56 @@ class State:
         self.last_ms = max(self.last_ms, deal.time_msc)
         self.balance_cents += round((deal.profit + deal.commission + deal.swap + deal.fee) * CENTS)
 
-    @property
-    def effects_needed(self) -> int:
-        """How many `as_effects` would give."""
-        return 1 + len(self.moves) + len(self._order_rows) + len(self._deal_rows) + len(self.positions)
+    def _roll_over(self, rolled: RolledOver) -> None:
+        self.rolled_day = max(self.rolled_day, rolled.day)
+        before_ms = (rolled.day + 1) * DAY_MS
+        for identifier, row in self.positions.items():
+            if row.symbol == rolled.symbol and row.time_msc < before_ms:
+                rate = rolled.long if row.type == c.POSITION_TYPE_BUY else rolled.short
+                cents = round(rate * row.volume * (row.price_open if rolled.by_open else 1.0) * CENTS)
+                self.positions[identifier] = replace(row, swap=round(row.swap + cents / CENTS, 2))
+                self.swap_cents += cents
 
     def as_effects(self) -> Iterator[Effect]:
         """The shortest effects that make this state: what a compacted journal holds."""
         yield Created(self.world)
+        yield RulesSet(self.rules)
+        yield self.faults
+        yield ClockSet(self.shift_ms)
+        yield self.cut
+        yield RolledOver(self.rolled_day)
+        yield from self.symbol_changes.values()
         yield from self.moves
         for order in self._order_rows:
             yield OrderDone(order)
         for deal in self._deal_rows:
             yield Dealt(deal)
+        for order in self.working.values():
+            yield OrderSet(order)
+        yield from self.queued.values()
         for position in self.positions.values():
             yield PositionSet(position)
 
+    @property
+    def effects_needed(self) -> int:
+        """How many `as_effects` would give, about."""
+        return len(self.moves) + len(self._order_rows) + len(self._deal_rows) + len(self.working) + len(self.positions)
+
     # ---- asking
+
+    def position_by_ticket(self, ticket: int) -> PositionRow | None:
+        identifier = self.identifiers.get(ticket)
+        return None if identifier is None else self.positions[identifier]
+
+    def position_of_symbol(self, symbol: str) -> PositionRow | None:
+        """On a netting account there is at most one."""
+        sides = self.sides.get(symbol)
+        if sides is None or not (sides[0].count or sides[1].count):
+            return None
+        return next(row for row in self.positions.values() if row.symbol == symbol)
+
+    def is_hedging(self) -> bool:
+        return self.world.margin_mode == c.ACCOUNT_MARGIN_MODE_RETAIL_HEDGING
 
     def orders_between(self, first_s: int, last_s: int) -> Sequence[OrderRow]:
         """History orders that ended in [first_s, last_s], server seconds."""
@@ -245,71 +249,15 @@ class State:
     def deals_between(self, first_s: int, last_s: int) -> Sequence[DealRow]:
         return self._deal_rows[bisect_left(self._deal_times, first_s) : bisect_right(self._deal_times, last_s)]
 
+    def deals_since(self, first_msc: int) -> Iterator[DealRow]:
+        """From the newest back to `first_msc`."""
+        for deal in reversed(self._deal_rows):
+            if deal.time_msc < first_msc:
+                return
+            yield deal
+
     def orders_of_position(self, identifier: int) -> list[OrderRow]:
         return [self.orders[ticket] for ticket in self._orders_of.get(identifier, ())]
 
     def deals_of_position(self, identifier: int) -> list[DealRow]:
         return [self.deals[ticket] for ticket in self._deals_of.get(identifier, ())]
-
-    def floating(self, market: Market, now_ms: int) -> float:
-        """Profit of all open positions at the prices they would close at, in the account's currency."""
-        total = 0.0
-        for name, (long, short) in self.sides.items():
-            if long.count or short.count:
-                quote, spec = market.quote(name, now_ms), market.symbols[name]
-                bid, ask = (points * UNIT // spec.scale for points in (quote.bid, quote.ask))
-                value = bid * long.volume - long.value + short.value - ask * short.volume
-                total += market.profit(spec, value, now_ms)
-        return round(total, 2)
-
-    def margin(self, market: Market, now_ms: int, extra: tuple[str, int, int, float] | None = None) -> float:
-        """Margin in use; with `extra` (symbol, side, volume, price) as it would be after that volume is added, or
-        removed when it is negative. Opposite volumes of a symbol are charged once: the larger side counts."""
-        names = list(self.sides)
-        if extra is not None and extra[0] not in self.sides:
-            names.append(extra[0])
-        total = 0.0
-        for name in names:
-            sides = self.sides.get(name)
-            volumes = [(side.volume, side.value) for side in sides] if sides is not None else [(0, 0), (0, 0)]
-            if extra is not None and extra[0] == name:
-                _, side_index, volume, price = extra
-                had_volume, had_value = volumes[side_index]
-                volumes[side_index] = (had_volume + volume, had_value + volume * units(price))
-            volume, value = max(volumes)
-            if volume > 0:
-                lots, average = volume / UNIT, value / volume / UNIT
-                total += market.margin(market.symbols[name], lots, average, self.world.leverage, now_ms)
-        return round(total, 2)
-
-    def position_tuple(self, row: PositionRow, market: Market, now_ms: int) -> tuple[Any, ...]:
-        """The fields of TradePosition."""
-        spec, quote = market.symbols[row.symbol], market.quote(row.symbol, now_ms)
-        buy = row.type == c.POSITION_TYPE_BUY
-        current = spec.price(quote.bid if buy else quote.ask)
-        profit = self.closing_profit(row, row.volume, current, market, now_ms)
-        return (
-            row.ticket, row.time_msc // 1000, row.time_msc, row.time_update_msc // 1000, row.time_update_msc, row.type,
-            row.magic, row.identifier, row.reason, row.volume, row.price_open, row.sl, row.tp, current, row.swap,
-            profit, row.symbol, row.comment, "",
-        )  # fmt: skip
-
-    def closing_profit(self, row: PositionRow, volume: float, price: float, market: Market, now_ms: int) -> float:
-        """Profit in whole cents of closing `volume` lots of the position at `price`."""
-        difference = units(price) - units(row.price_open)
-        signed = difference if row.type == c.POSITION_TYPE_BUY else -difference
-        return round(market.profit(market.symbols[row.symbol], signed * units(volume), now_ms), 2)
-
-    def account_tuple(self, market: Market, now_ms: int) -> tuple[Any, ...]:
-        """The fields of AccountInfo."""
-        world = self.world
-        balance, profit = self.balance_cents / CENTS, self.floating(market, now_ms)
-        margin = self.margin(market, now_ms)
-        equity = round(balance + profit, 2)
-        level = equity / margin * 100 if margin else 0.0
-        return (
-            world.login, c.ACCOUNT_TRADE_MODE_DEMO, world.leverage, 200, c.ACCOUNT_STOPOUT_MODE_PERCENT, True, True,
-            world.margin_mode, 2, False, balance, 0.0, profit, equity, margin, round(equity - margin, 2), level,
-            50.0, 30.0, 0.0, 0.0, 0.0, 0.0, 0.0, "Order Ledger Simulation", world.server, world.currency,
-            "Order Ledger (simulated)",
-        )  # fmt: skip

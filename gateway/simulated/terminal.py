@@ -6,15 +6,15 @@ float); times are the server's wall clock, given as if it were UTC. After a brok
 `initialize()` is called again, because the package does not close its pipe either.
 """
 
+import os
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from gateway.simulated import constants, link, structs
+from gateway.simulated import constants, helpers, link, structs
 from gateway.simulated.arguments import (
-    MAX_TEXT,
     U32,
     U64,
     BadArgument,
@@ -23,38 +23,19 @@ from gateway.simulated.arguments import (
     parse_keywords,
     read_request,
     seconds,
-    utf16_units,
+    symbol_name,
 )
+from gateway.simulated.market_calls import MAX_BARS, Failed, MarketCalls
 
+PACKAGE: Final = "5.0.6231"  # whose interface this is
+FAULTS_VARIABLE: Final = "SIMULATED_FAULTS"
 VERSION: Final = (500, 5660, "12 Jun 2026")
-_TEXTS: Final = {
-    1: "Success",
-    -1: "Terminal: Call failed",
-    -2: "Terminal: Invalid params",
-    -4: "Terminal: Not found",
-    -6: "Terminal: Authorization failed",
-    -7: "Terminal: Unsupported function",
-    -10000: "IPC call failed",
-    -10001: "IPC send failed",
-    -10002: "IPC recv failed",
-    -10004: "No IPC connection",
-    -10005: "IPC timeout",
-}
 _DEALS_KEPT: Final = 256
-_NAME, _SELECT, _VISIBLE = map(structs.SymbolInfo.__match_args__.index, ("name", "select", "visible"))
+_BROKEN: Final = (-10000, -10001, -10002, -10004)  # the pipe is of no use any more
 _LOGIN_KEYWORDS: Final[dict[str, Kind]] = {"login": U64, "password": str, "server": str, "timeout": U32}
 _CONNECT_KEYWORDS: Final[dict[str, Kind]] = {**_LOGIN_KEYWORDS, "portable": Int(0, 2)}
 _SELECT_KEYWORDS: Final[dict[str, Kind]] = {"symbol": str, "group": str, "ticket": U64}
 _HISTORY_KEYWORDS: Final[dict[str, Kind]] = {"group": str, "ticket": U64, "position": U64}
-
-
-class _Failed(Exception):
-    """A call ends with this last_error."""
-
-    def __init__(self, code: int, text: str = "") -> None:
-        super().__init__(text)
-        self.code = code
-        self.text = text or _TEXTS[code]
 
 
 def load(folder: Path, *, seed: int = 1, options: tuple[str, ...] = ()) -> types.ModuleType:
@@ -70,9 +51,11 @@ def load(folder: Path, *, seed: int = 1, options: tuple[str, ...] = ()) -> types
     for struct in vars(structs).values():
         if isinstance(struct, type) and struct.__base__ is structs.StructSequence:
             setattr(module, struct.__name__, struct)
+    module.__dict__["__version__"] = PACKAGE
     for name in _Terminal.FUNCTIONS:
         setattr(module, name, _guarded(terminal, getattr(terminal, name), _Terminal.FUNCTIONS[name]))
     module.__dict__["last_error"] = terminal.last_error
+    helpers.install(module)
     return module
 
 
@@ -85,7 +68,7 @@ def _guarded(terminal: "_Terminal", function: Callable[..., Any], failed: Any) -
             return function(*args, **kwargs)
         except BadArgument as error:
             terminal.error = (-2, str(error))
-        except _Failed as error:
+        except Failed as error:
             terminal.error = (error.code, error.text)
         return failed
 
@@ -93,38 +76,44 @@ def _guarded(terminal: "_Terminal", function: Callable[..., Any], failed: Any) -
     return call
 
 
-class _Terminal:
+class _Terminal(MarketCalls):
     # function -> what a failed call returns
     FUNCTIONS: Final[dict[str, Any]] = dict.fromkeys(("initialize", "login", "symbol_select"), False) | dict.fromkeys(
         (
             "shutdown", "version", "terminal_info", "account_info", "symbols_total", "symbols_get", "symbol_info",
-            "symbol_info_tick", "orders_total", "orders_get", "positions_total", "positions_get",
-            "history_orders_total", "history_orders_get", "history_deals_total", "history_deals_get", "order_check",
-            "order_send", "order_calc_margin", "order_calc_profit",
+            "symbol_info_tick", "market_book_add", "market_book_get", "market_book_release", "copy_rates_from",
+            "copy_rates_from_pos", "copy_rates_range", "copy_ticks_from", "copy_ticks_range", "orders_total",
+            "orders_get", "positions_total", "positions_get", "history_orders_total", "history_orders_get",
+            "history_deals_total", "history_deals_get", "order_check", "order_send", "order_calc_margin",
+            "order_calc_profit",
         )
     )  # fmt: skip
 
     def __init__(self, folder: Path, seed: int, options: tuple[str, ...]) -> None:
+        super().__init__()
         self.folder = folder
         self.seed = seed
         self.options = options
         self.error = (1, "Success")
         self.link: link.Link | None = None
-        self.hidden: set[str] = set()  # symbols taken out of this terminal's Market Watch
+        self.broken = -10004  # how a call fails once the pipe is of no use
         self.requests = 0  # request_id counts from 1 in each session
         # A terminal learns of its own deals with the answer: they need no question of their own.
         self.deals: OrderedDict[int, list[Any]] = OrderedDict()
 
     def _call(self, command: int, arguments: Any = None) -> Any:
         if self.link is None:
-            raise _Failed(-10004)
+            raise Failed(self.broken)
         try:
             status, value = self.link.call(command, arguments)
         except link.LinkBroken as error:
-            self.link.close()  # a closed socket fails every later call, as a broken pipe does
-            raise _Failed(-10002 if error.sent else -10001) from None
+            status, value = error.code, None
+        if status in _BROKEN:
+            self.link.close()  # the package keeps its broken pipe: later calls fail at sending
+            self.link = None
+            self.broken = -10001 if status == -10002 else status
         if status != link.OK:
-            raise _Failed(status)
+            raise Failed(status, value if isinstance(value, str) else "")
         return value
 
     # ---- connection
@@ -139,11 +128,12 @@ class _Terminal:
         try:
             self.link = link.ensure_broker(self.folder, self.seed, options=self.options)
         except (link.BrokerUnreachable, OSError):
-            raise _Failed(-10003, "IPC initialize failed, terminal could not be started") from None
+            raise Failed(-10003, "IPC initialize failed, terminal could not be started") from None
         self.requests = 0
         try:
-            self._log_in(given.get("login", 0), given.get("password", ""), given.get("server", ""))
-        except _Failed:
+            account = (given.get("login", 0), given.get("password", ""), given.get("server", ""))
+            self._call(link.INITIALIZE, (*account, os.environ.get(FAULTS_VARIABLE)))
+        except Failed:
             self._close()
             raise
         return True
@@ -153,11 +143,8 @@ class _Terminal:
             raise BadArgument("Invalid number of arguments")
         given = dict(zip(("login", "password", "server"), args, strict=False)) | kwargs
         parsed = parse_keywords(given, _LOGIN_KEYWORDS)
-        self._log_in(parsed.get("login", 0), parsed.get("password", ""), parsed.get("server", ""))
+        self._call(link.LOGIN, (parsed.get("login", 0), parsed.get("password", ""), parsed.get("server", "")))
         return True
-
-    def _log_in(self, login: int, password: str, server: str) -> None:
-        self._call(link.LOGIN, (login, password, server))
 
     def shutdown(self) -> bool:
         self._close()
@@ -167,7 +154,9 @@ class _Terminal:
         if self.link is not None:
             self.link.close()
         self.link = None
+        self.broken = -10004
         self.deals.clear()
+        self.books.clear()
 
     def last_error(self) -> tuple[int, str]:
         return self.error
@@ -177,53 +166,18 @@ class _Terminal:
         return VERSION
 
     def terminal_info(self) -> Any:
-        self._call(link.TOTALS)
+        connected, algo_trading, disabled = self._call(link.TERMINAL)
         place = str(self.folder)
         return structs.TerminalInfo(
             (
-                False, False, True, False, True, False, False, False, False, False, VERSION[1], 100_000, 0, 100, 0.0,
-                0.0, "Order Ledger", "Order Ledger simulated terminal", "English", place, place, place,
+                False, False, connected, False, algo_trading, disabled, False, False, False, False, VERSION[1],
+                MAX_BARS, 0, 100, 0.0, 0.0, "Order Ledger",
+                "Order Ledger simulated terminal", "English", place, place, place,
             )
         )  # fmt: skip
 
     def account_info(self) -> Any:
         return structs.AccountInfo(self._call(link.ACCOUNT))
-
-    # ---- symbols
-
-    def _symbol(self, fields: list[Any]) -> Any:
-        if fields[_NAME] in self.hidden:
-            fields[_SELECT] = fields[_VISIBLE] = False
-        return structs.SymbolInfo(fields)
-
-    def symbols_total(self) -> int:
-        total: int = self._call(link.TOTALS)[0]
-        return total
-
-    def symbols_get(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        if len(args) > 1 or (args and kwargs):
-            raise BadArgument("Invalid number of arguments")
-        given = parse_keywords({"group": args[0]} if args else kwargs, {"group": str})
-        return tuple(self._symbol(fields) for fields in self._call(link.SYMBOLS, given.get("group", "")))
-
-    def symbol_info(self, *args: Any) -> Any:
-        return self._symbol(self._call(link.SYMBOL, _symbol_name(args)))
-
-    def symbol_info_tick(self, *args: Any) -> Any:
-        return structs.Tick(self._call(link.TICK, _symbol_name(args)))
-
-    def symbol_select(self, *args: Any) -> bool:
-        if len(args) not in (1, 2):
-            raise BadArgument("Invalid number of arguments")
-        name = _symbol_name(args[:1])
-        self._call(link.SYMBOL, name)
-        if len(args) == 1 or args[1]:
-            self.hidden.discard(name)
-        elif self._call(link.POSITIONS, (0, 0, name)):
-            raise _Failed(-1)  # a symbol with open positions stays
-        else:
-            self.hidden.add(name)
-        return True
 
     # ---- what is open
 
@@ -304,14 +258,6 @@ def _selection(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int,
     return given.get("ticket", 0), 0, given.get("symbol", ""), given.get("group", "")
 
 
-def _symbol_name(args: tuple[Any, ...]) -> str:
-    if len(args) != 1:
-        raise BadArgument("Invalid number of arguments")
-    if not isinstance(args[0], str) or utf16_units(args[0]) > MAX_TEXT:
-        raise BadArgument("Invalid arguments")
-    return args[0]
-
-
 def _calculation(args: tuple[Any, ...], prices: int) -> tuple[Any, ...]:
     """action, symbol, volume and prices; here, unlike in a trade request, an int may stand for a float."""
     if len(args) != 3 + prices - 1:
@@ -319,4 +265,4 @@ def _calculation(args: tuple[Any, ...], prices: int) -> tuple[Any, ...]:
     action, symbol, *numbers = args
     if not isinstance(action, int) or not all(isinstance(number, int | float) for number in numbers):
         raise BadArgument("Invalid arguments")
-    return (action, _symbol_name((symbol,)), *(float(number) for number in numbers))
+    return (action, symbol_name((symbol,)), *(float(number) for number in numbers))

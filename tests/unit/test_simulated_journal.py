@@ -3,9 +3,10 @@ from pathlib import Path
 import pytest
 
 from gateway.simulated import journal as journal_module
-from gateway.simulated.broker import Broker
 from gateway.simulated.journal import Journal, JournalDamaged
-from gateway.simulated.state import State, World
+from gateway.simulated.rows import World
+from gateway.simulated.service import Broker
+from gateway.simulated.state import State
 from tests.simulated import Clock, mt5_request
 
 
@@ -35,9 +36,9 @@ def test_an_incomplete_last_record_is_cut_off_and_writing_goes_on(tmp_path: Path
     traded(tmp_path, 3)
     path = tmp_path / "journal.bin"
     path.write_bytes(path.read_bytes()[:-cut])
-    assert len(replayed(tmp_path).deals) == 2
+    assert len(replayed(tmp_path).deals) == 3  # the deposit is one
     broker = traded(tmp_path, 1)
-    assert len(broker.state.deals) == len(replayed(tmp_path).deals) == 3
+    assert len(broker.state.deals) == len(replayed(tmp_path).deals) == 4
 
 
 def test_a_changed_record_is_damage_and_not_a_shorter_history(tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def test_a_folder_goes_on_in_the_world_it_was_created_in(tmp_path: Path) -> None
 def test_a_moved_price_is_remembered(tmp_path: Path) -> None:
     clock = Clock()
     first = Broker(tmp_path, World(), clock)
-    first._move_price("EURUSD", 700)
+    first.control.do("price", {"symbol": "EURUSD", "points": 700})
     moved = first.market.quote("EURUSD", clock.ms)
     first.journal.close()
     second = Broker(tmp_path, World(), clock)

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.simulated.market import DAY_MS, DEFAULT_SYMBOLS, Market
+from gateway.simulated.market import Market
+from gateway.simulated.symbols import DAY_MS, DEFAULT_SYMBOLS
 from tests.simulated import WEDNESDAY_NOON_MS
 
 times = st.integers(min_value=1_500_000_000_000, max_value=2_000_000_000_000)

@@ -54,6 +54,7 @@ def test_a_struct_has_as_many_fields_as_in_the_package(struct: str, count: int) 
 
 
 def test_a_struct_reads_by_index_by_name_and_as_a_dict() -> None:
+    """[R11]"""
     book = structs.BookInfo((1, 1.25, 3, 3.0))
     assert book[1] == book.price == 1.25
     assert tuple(book) == (1, 1.25, 3, 3.0)
@@ -62,6 +63,7 @@ def test_a_struct_reads_by_index_by_name_and_as_a_dict() -> None:
 
 
 def test_a_struct_is_not_a_namedtuple() -> None:
+    """[R11]"""
     book = structs.BookInfo((1, 1.25, 3, 3.0))
     assert not hasattr(book, "_fields")
     assert not hasattr(book, "_replace")

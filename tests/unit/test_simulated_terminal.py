@@ -40,7 +40,7 @@ def test_the_module_offers_functions_constants_and_structs_and_nothing_else(mt5:
     functions = {name for name in public if inspect.isroutine(getattr(mt5, name))}
     classes = {name for name in public if inspect.isclass(getattr(mt5, name))}
     numbers = public - functions - classes
-    assert (len(functions), len(classes), len(numbers)) == (24, 11, 223)
+    assert (len(functions), len(classes), len(numbers)) == (35, 11, 223)
     assert all(isinstance(getattr(mt5, name), int) for name in numbers)
 
 
@@ -79,6 +79,7 @@ def test_the_module_offers_functions_constants_and_structs_and_nothing_else(mt5:
     ],
 )
 def test_a_wrong_field_ends_the_call_locally_and_is_named(mt5: ModuleType, field: str, value: object) -> None:
+    """[R3] [R4] [R5]"""
     for function in (mt5.order_send, mt5.order_check):
         assert function(order(**{field: value})) is None
         assert mt5.last_error() == (-2, f'Invalid "{field}" argument')
@@ -86,6 +87,7 @@ def test_a_wrong_field_ends_the_call_locally_and_is_named(mt5: ModuleType, field
 
 
 def test_the_first_wrong_field_in_the_bindings_order_is_the_one_named(mt5: ModuleType) -> None:
+    """[R3]"""
     assert mt5.order_check({"comment": None, "volume": 1, "symbol": None}) is None
     assert mt5.last_error() == (-2, 'Invalid "symbol" argument')
 
@@ -102,12 +104,14 @@ def test_the_first_wrong_field_in_the_bindings_order_is_the_one_named(mt5: Modul
     ],
 )
 def test_what_the_binding_accepts_is_accepted(mt5: ModuleType, fields: dict[str, Any]) -> None:
+    """[R4] [R5] [R6]"""
     result = mt5.order_check(order(**fields))
     assert result is not None, mt5.last_error()
     assert (result.retcode, result.comment) == (0, "Done")
 
 
 def test_a_request_is_one_dict_or_keywords_and_never_both(mt5: ModuleType) -> None:
+    """[R6]"""
     assert mt5.order_check(**order()).retcode == 0
     assert mt5.order_check([order()]) is None
     assert mt5.last_error() == (-2, "Unnamed arguments not allowed")
@@ -120,6 +124,7 @@ def test_every_field_is_optional_and_an_empty_request_is_refused_by_the_server(m
 
 
 def test_a_sent_order_echoes_its_request_and_counts_in_this_session(mt5: ModuleType) -> None:
+    """[R21]"""
     first, second = mt5.order_send(order(magic=5)), mt5.order_send(order(magic=5))
     assert isinstance(first, structs.OrderSendResult)
     assert first.request.magic == 5
@@ -129,6 +134,7 @@ def test_a_sent_order_echoes_its_request_and_counts_in_this_session(mt5: ModuleT
 
 
 def test_last_error_is_success_after_a_call_that_worked(mt5: ModuleType) -> None:
+    """[R1]"""
     assert mt5.symbol_info("NOPE") is None
     assert mt5.last_error() == (-4, "Terminal: Not found")
     assert mt5.symbol_info("EURUSD").name == "EURUSD"
@@ -136,6 +142,7 @@ def test_last_error_is_success_after_a_call_that_worked(mt5: ModuleType) -> None
 
 
 def test_functions_without_keywords_raise_for_one(mt5: ModuleType) -> None:
+    """[R2]"""
     for function in (mt5.symbol_info, mt5.symbol_info_tick, mt5.symbol_select):
         with pytest.raises(TypeError):
             function(symbol="EURUSD")
@@ -145,6 +152,7 @@ def test_functions_without_keywords_raise_for_one(mt5: ModuleType) -> None:
 
 
 def test_functions_with_keywords_only_refuse_unnamed_arguments(mt5: ModuleType) -> None:
+    """[R7]"""
     for function in (mt5.positions_get, mt5.orders_get):
         assert function("EURUSD") is None
         assert mt5.last_error() == (-2, "Unnamed arguments not allowed")
@@ -157,6 +165,7 @@ def test_a_wrong_symbol_argument_is_an_error_and_no_exception(mt5: ModuleType, a
 
 
 def test_positions_are_found_by_ticket_before_symbol_before_group(mt5: ModuleType) -> None:
+    """[R7] [R8]"""
     euro, pound = mt5.order_send(order()).order, mt5.order_send(order(symbol="GBPUSD")).order
     assert [row.ticket for row in mt5.positions_get(ticket=euro, symbol="GBPUSD")] == [euro]
     assert pound in {row.ticket for row in mt5.positions_get(symbol="GBPUSD", group="EUR*")}
@@ -170,6 +179,7 @@ def test_there_are_no_working_orders(mt5: ModuleType) -> None:
 
 
 def test_history_is_asked_for_in_server_time(mt5: ModuleType) -> None:
+    """[R9] [R54]"""
     sent = mt5.order_send(order())
     utc = int(datetime.now(UTC).timestamp())
     assert sent.deal not in {deal.ticket for deal in mt5.history_deals_get(utc - 60, utc + 60)}
@@ -179,6 +189,7 @@ def test_history_is_asked_for_in_server_time(mt5: ModuleType) -> None:
 
 
 def test_history_by_ticket_is_one_record_and_by_position_all_of_it(mt5: ModuleType) -> None:
+    """[R10]"""
     opened = mt5.order_send(order())
     closed = mt5.order_send(order(type=1, position=opened.order))
     assert [deal.ticket for deal in mt5.history_deals_get(ticket=closed.deal)] == [closed.deal]
@@ -194,6 +205,7 @@ def test_a_history_query_without_a_usable_range_is_an_error(mt5: ModuleType, arg
 
 
 def test_a_symbol_with_positions_cannot_be_hidden_and_another_can(mt5: ModuleType) -> None:
+    """[R14]"""
     mt5.order_send(order())
     assert mt5.symbol_select("EURUSD", False) is False
     assert mt5.symbol_select("USDJPY", False) is True
@@ -235,6 +247,7 @@ def test_before_initialize_there_is_no_connection(tmp_path: Path) -> None:
     [{"login": LOGIN + 1}, {"login": LOGIN, "server": "Elsewhere"}],
 )
 def test_a_wrong_account_or_server_is_refused(mt5: ModuleType, arguments: dict[str, Any]) -> None:
+    """[R13]"""
     module = load(Path(mt5.terminal_info().path))
     assert module.initialize(**arguments) is False
     assert module.last_error() == (-6, "Terminal: Authorization failed")
@@ -242,6 +255,7 @@ def test_a_wrong_account_or_server_is_refused(mt5: ModuleType, arguments: dict[s
 
 
 def test_a_configured_password_is_asked_for(tmp_path: Path) -> None:
+    """[R13]"""
     with broker_in(tmp_path / "broker") as folder:
         folder.mkdir()
         (folder / "password").write_text("right\n")
@@ -263,6 +277,7 @@ def test_initialize_takes_one_unnamed_path_and_checks_the_rest(mt5: ModuleType) 
 
 
 def test_after_a_broken_connection_every_call_fails_until_initialize(tmp_path: Path) -> None:
+    """[R12]"""
     with broker_in(tmp_path / "broker") as folder:
         module = load(folder)
         assert module.initialize()

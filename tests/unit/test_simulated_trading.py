@@ -4,15 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.simulated import constants as c
-from gateway.simulated.broker import Broker
-from gateway.simulated.market import DEFAULT_SYMBOLS, SymbolSpec
-from gateway.simulated.state import State, World
+from gateway.simulated.money import Money
+from gateway.simulated.rows import World
+from gateway.simulated.service import Broker
+from gateway.simulated.state import State
+from gateway.simulated.symbols import DEFAULT_SYMBOLS, SymbolSpec
 from tests.simulated import Clock, mt5_request
 
 
@@ -37,9 +38,7 @@ def send(broker: Broker, **fields: Any) -> tuple[Any, ...]:
 
 
 def redefine(broker: Broker, symbol: str, **changes: Any) -> SymbolSpec:
-    spec = msgspec.structs.replace(DEFAULT_SYMBOLS[symbol], **changes)
-    broker.market.symbols = {**broker.market.symbols, symbol: spec}
-    return spec
+    return broker.set_symbol(symbol, changes)
 
 
 def bid(broker: Broker, symbol: str = "EURUSD") -> float:
@@ -65,7 +64,7 @@ def test_a_market_buy_makes_an_order_a_deal_and_a_position_that_name_each_other(
 
 def test_closing_takes_profit_and_commission_into_the_balance(broker: Broker, clock: Clock) -> None:
     opened = send(broker, volume=1.0)
-    broker._move_price("EURUSD", 1000)
+    broker.control.do("price", {"symbol": "EURUSD", "points": 1000})
     closed = send(broker, volume=1.0, type=1, position=opened[2])
     deal = broker.state.deals[closed[1]]
     assert (deal.entry, deal.position_id) == (c.DEAL_ENTRY_OUT, opened[2])
@@ -195,9 +194,9 @@ def test_a_check_shows_the_account_as_it_would_be(broker: Broker) -> None:
 
 def test_opposite_positions_are_charged_margin_once(broker: Broker) -> None:
     send(broker, volume=1.0)
-    one_side = broker.state.margin(broker.market, broker.clock())
+    one_side = broker.money.margin(broker.clock())
     send(broker, volume=1.0, type=1)
-    assert broker.state.margin(broker.market, broker.clock()) == pytest.approx(one_side, rel=0.001)
+    assert broker.money.margin(broker.clock()) == pytest.approx(one_side, rel=0.001)
 
 
 def test_server_time_is_the_servers_wall_clock_and_never_runs_backwards(broker: Broker, clock: Clock) -> None:
@@ -236,16 +235,13 @@ def test_after_any_trades_check_agrees_with_send_the_sums_are_exact_and_a_replay
 
     fresh = State()
     fresh.apply(broker.state.as_effects())
-    assert fresh.floating(broker.market, clock.ms) == broker.state.floating(broker.market, clock.ms)
-    assert fresh.margin(broker.market, clock.ms) == broker.state.margin(broker.market, clock.ms)
-    profits = sum(
-        broker.state.position_tuple(row, broker.market, clock.ms)[15] for row in broker.state.positions.values()
-    )
-    assert broker.state.floating(broker.market, clock.ms) == pytest.approx(profits, abs=0.01 * (len(trades) + 1))
+    again = Money(fresh, broker.market)
+    assert again.floating(clock.ms) == broker.money.floating(clock.ms)
+    assert again.margin(clock.ms) == broker.money.margin(clock.ms)
+    profits = sum(broker.money.position_tuple(row, clock.ms)[15] for row in broker.state.positions.values())
+    assert broker.money.floating(clock.ms) == pytest.approx(profits, abs=0.01 * (len(trades) + 1))
 
     replayed = Broker(folder, World(seed=99), clock)
     assert list(replayed.state.as_effects()) == list(broker.state.as_effects())
-    assert replayed.state.account_tuple(replayed.market, clock.ms) == broker.state.account_tuple(
-        broker.market, clock.ms
-    )
+    assert replayed.money.account_tuple(clock.ms) == broker.money.account_tuple(clock.ms)
     replayed.journal.close()
