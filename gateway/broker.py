@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from ledger.trade import BrokerOrder, CheckResult, Deal, Position, TradeRequest, TradeResult
+from ledger.trade import BrokerOrder, CheckResult, Deal, Position, TargetImage, TradeRequest, TradeResult
 
 
 class NotSent(msgspec.Struct, frozen=True, tag=True):
@@ -112,6 +112,32 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request acts on: a position by its identifier (a second one for close-by), or an order by its ticket."""
+
+    position_id: int = 0
+    position_by_id: int = 0
+    order_ticket: int = 0
+
+
+class TargetView(msgspec.Struct, frozen=True, kw_only=True):
+    """The target as the broker shows it now; what does not exist any more is None in `image`. `history`: the order,
+    once it has ended. `deals`: all of the position."""
+
+    image: TargetImage
+    history: BrokerOrder | None = None
+    deals: tuple[Deal, ...] = ()
+
+
+class Activity(msgspec.Struct, frozen=True, kw_only=True):
+    """What the account shows: open positions, working orders, and what ended or was dealt from a time on."""
+
+    positions: tuple[Position, ...]
+    orders: tuple[BrokerOrder, ...]
+    history: tuple[BrokerOrder, ...]
+    deals: tuple[Deal, ...]
+
+
 class TerminalError(Exception):
     """The terminal cannot be used now. `code` is last_error's, or 0."""
 
@@ -150,6 +176,14 @@ class Broker(Protocol):
 
     async def find(self, magics: Sequence[int], comments: Sequence[str], since_s: float) -> Evidence:
         """All that carries one of the magics or comment tokens, looking back `since_s` seconds."""
+        ...
+
+    async def target(self, target: Target) -> TargetView:
+        """Fresh, while connected as the account. Raises TerminalError, LoginRefused."""
+        ...
+
+    async def activity(self, since_msc: int) -> Activity:
+        """`since_msc`: the server's wall clock in milliseconds, inclusive. Raises TerminalError, LoginRefused."""
         ...
 
     async def close(self) -> None: ...

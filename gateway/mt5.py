@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar
 from gateway import mt5_decode as decode
 from gateway.broker import (
     Account,
+    Activity,
     Answered,
     Checked,
     CheckOutcome,
@@ -29,13 +30,15 @@ from gateway.broker import (
     Outcome,
     Send,
     Symbol,
+    Target,
+    TargetView,
     TerminalError,
     Tick,
     Unknown,
 )
 from gateway.mt5_decode import Unreadable
 from gateway.retcodes import OrderEffect, lookup_error
-from ledger.trade import Deal, TradeRequest
+from ledger.trade import Deal, Position, TargetImage, TradeRequest
 
 MAX_TEXT: Final = 29
 NOT_AFTER_PASSED: Final = NotSent(0, "not_after passed")
@@ -284,6 +287,49 @@ class Mt5Session:
             raise
         except TerminalError as error:
             return Evidence(complete=False, reason=f"{error.code}: {error}")
+
+    def target(self, target: Target) -> TargetView:
+        """The target as it is now. Raises TerminalError unless every question was answered while connected."""
+        self._connected()
+        image = TargetImage(
+            position=self._position(target.position_id),
+            position_by=self._position(target.position_by_id),
+            order=self._one(decode.order, "orders_get", target.order_ticket),
+        )
+        history = None
+        if target.order_ticket and image.order is None:
+            history = self._one(decode.order, "history_orders_get", target.order_ticket)
+        deals: tuple[Deal, ...] = ()
+        if target.position_id:
+            rows = self._ask("history_deals_get", position=target.position_id)
+            deals = tuple(self._read(decode.deal, row) for row in rows)
+        self._connected()
+        return TargetView(image=image, history=history, deals=deals)
+
+    def _position(self, identifier: int) -> Position | None:
+        """By its identifier. Its ticket is the same number until a netting reversal or a swap re-opening."""
+        if not identifier:
+            return None
+        for rows in (self._ask("positions_get", ticket=identifier), self._ask("positions_get")):
+            for row in rows:
+                if row.identifier == identifier:
+                    return self._read(decode.position, row)
+        return None
+
+    def _one(self, reader: Callable[[Any], T], function: str, ticket: int) -> T | None:
+        rows = self._ask(function, ticket=ticket) if ticket else ()
+        return next((self._read(reader, row) for row in rows if row.ticket == ticket), None)
+
+    def activity(self, since_msc: int) -> Activity:
+        """Working before ended before dealt: what moves meanwhile is seen twice rather than not at all."""
+        self._connected()
+        first, last = max(since_msc // 1000, 1), int(self._wall() + _WIDEST_ZONE_S + _DAY_S)
+        orders = tuple(self._read(decode.order, row) for row in self._ask("orders_get"))
+        history = tuple(self._read(decode.order, row) for row in self._ask("history_orders_get", first, last))
+        deals = tuple(self._read(decode.deal, row) for row in self._ask("history_deals_get", first, last))
+        positions = tuple(self._read(decode.position, row) for row in self._ask("positions_get"))
+        self._connected()
+        return Activity(positions=positions, orders=orders, history=history, deals=deals)
 
     def _connected(self) -> None:
         """Raises unless the terminal is connected to its broker, as the account this session is for."""

@@ -23,6 +23,7 @@ import msgspec
 
 from gateway.broker import (
     Account,
+    Activity,
     CheckOutcome,
     Evidence,
     LoginRefused,
@@ -30,13 +31,17 @@ from gateway.broker import (
     Outcome,
     Send,
     Symbol,
+    Target,
+    TargetView,
     TerminalError,
     Tick,
     Unknown,
 )
 from gateway.terminal_child import (
     AskAccount,
+    AskActivity,
     AskSymbol,
+    AskTarget,
     AskTick,
     Call,
     CheckAll,
@@ -61,6 +66,8 @@ _account = msgspec.msgpack.Decoder(Reply[Account]).decode
 _symbol = msgspec.msgpack.Decoder(Reply[Symbol]).decode
 _tick = msgspec.msgpack.Decoder(Reply[Tick]).decode
 _evidence = msgspec.msgpack.Decoder(Reply[Evidence]).decode
+_target = msgspec.msgpack.Decoder(Reply[TargetView]).decode
+_activity = msgspec.msgpack.Decoder(Reply[Activity]).decode
 
 
 class TerminalStatus(msgspec.Struct, frozen=True):
@@ -263,6 +270,18 @@ class TerminalProcess:
         except TerminalError as error:
             return Evidence(complete=False, reason=f"{error.code}: {error}")
         return evidence or Evidence(complete=False, reason="the terminal gave no evidence")
+
+    async def target(self, target: Target) -> TargetView:
+        view = await self._ask(AskTarget(target), _target, calls=FIND_CALLS)
+        if view is None:
+            raise TerminalError("the terminal did not show the target")
+        return view
+
+    async def activity(self, since_msc: int) -> Activity:
+        activity = await self._ask(AskActivity(since_msc), _activity, calls=FIND_CALLS)
+        if activity is None:
+            raise TerminalError("the terminal did not show the account's activity")
+        return activity
 
     async def _ask(self, call: Call, decode: Callable[[bytes], Reply[T]], calls: int = 1) -> T | None:
         child = self._child

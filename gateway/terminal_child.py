@@ -21,7 +21,7 @@ from typing import Any, Final, Generic, Literal, NoReturn, TypeVar
 
 import msgspec
 
-from gateway.broker import LoginRefused, NotSent, Send, TerminalError
+from gateway.broker import LoginRefused, NotSent, Send, Target, TerminalError
 from gateway.mt5 import Mt5Session
 from ledger.trade import TradeRequest
 
@@ -97,7 +97,15 @@ class Find(msgspec.Struct, frozen=True, tag=6, array_like=True):
     since_s: float
 
 
-Call = Connect | CheckAll | SendAll | AskSymbol | AskTick | AskAccount | Find
+class AskTarget(msgspec.Struct, frozen=True, tag=7, array_like=True):
+    target: Target
+
+
+class AskActivity(msgspec.Struct, frozen=True, tag=8, array_like=True):
+    since_msc: int
+
+
+Call = Connect | CheckAll | SendAll | AskSymbol | AskTick | AskAccount | Find | AskTarget | AskActivity
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True):
@@ -221,6 +229,10 @@ def _answer(parent: Parent, session: Mt5Session, call: Call, *, may_send: bool) 
             parent.reply(session.account())
         case Find(magics, comments, since_s):
             parent.reply(session.find(magics, comments, since_s))
+        case AskTarget(target):
+            parent.reply(session.target(target))
+        case AskActivity(since_msc):
+            parent.reply(session.activity(since_msc))
         case Connect():
             raise TerminalError("already connected")
 

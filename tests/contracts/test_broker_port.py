@@ -9,6 +9,7 @@ import pytest
 
 from gateway.broker import (
     Account,
+    Activity,
     Answered,
     Broker,
     Checked,
@@ -19,6 +20,8 @@ from gateway.broker import (
     Outcome,
     Send,
     Symbol,
+    Target,
+    TargetView,
     TerminalError,
     Tick,
     Unknown,
@@ -27,7 +30,7 @@ from gateway.mt5 import Mt5Session
 from gateway.simulated.link import stop_broker
 from gateway.terminal import TerminalProcess
 from gateway.terminal_child import TerminalSettings, load_module
-from ledger.trade import TradeRequest
+from ledger.trade import TargetImage, TradeRequest
 from tests.simulated import LOGIN, SERVER, broker_in, buy, send
 
 
@@ -59,6 +62,12 @@ class InProcess:
 
     async def find(self, magics: Sequence[int], comments: Sequence[str], since_s: float) -> Evidence:
         return self.session.find(magics, comments, since_s)
+
+    async def target(self, target: Target) -> TargetView:
+        return self.session.target(target)
+
+    async def activity(self, since_msc: int) -> Activity:
+        return self.session.activity(since_msc)
 
     async def close(self) -> None:
         self.session.close()
@@ -251,3 +260,40 @@ async def test_after_close_nothing_is_sent(implementation: Implementation, folde
     await broker.close()
     [outcome] = await broker.send([send(buy(magic))])
     assert isinstance(outcome, NotSent)
+
+
+async def test_a_position_is_shown_as_a_target_until_it_is_closed_and_its_deals_after_it(
+    broker: Broker, magic: int
+) -> None:
+    [opened] = await broker.send([send(buy(magic, volume=Decimal("0.2"), sl=Decimal("0.5")))])
+    assert isinstance(opened, Answered)
+    target = Target(position_id=opened.result.order)
+    before = await broker.target(target)
+    assert before.image.position is not None
+    assert (before.image.position.identifier, before.image.position.volume) == (opened.result.order, Decimal("0.2"))
+    assert (before.image.position.sl, before.image.position.magic) == (Decimal("0.5"), magic)
+    assert before.deals == opened.deals
+    [closed] = await broker.send([send(buy(magic, type=1, volume=Decimal("0.2"), position=opened.result.order))])
+    assert isinstance(closed, Answered)
+    after = await broker.target(target)
+    assert after.image.position is None
+    assert after.deals == (*opened.deals, *closed.deals)
+
+
+async def test_a_target_that_never_was_is_shown_as_nothing(broker: Broker) -> None:
+    assert await broker.target(Target(position_id=2**40, position_by_id=2**40 + 1, order_ticket=2**41)) == TargetView(
+        image=TargetImage()
+    )
+
+
+async def test_activity_shows_positions_orders_and_deals_from_a_server_time_on(broker: Broker, magic: int) -> None:
+    [opened] = await broker.send([send(buy(magic))])
+    assert isinstance(opened, Answered)
+    [deal] = opened.deals
+    seen = await broker.activity(deal.time_msc)
+    assert deal in seen.deals
+    assert deal.order in {order.ticket for order in seen.history}
+    assert deal.position_id in {position.identifier for position in seen.positions}
+    later = await broker.activity(deal.time_msc + 60_000)
+    assert deal not in later.deals
+    assert deal.position_id in {position.identifier for position in later.positions}
