@@ -13,6 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
+from gateway.simulated.faults import BadFaults, parse
 from ledger.plan import Policy
 
 DEFAULT_DATA: Final = "./.order-ledger"
@@ -71,6 +72,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     mt5_path: str = ""
     mt5_password: Secret = Secret("")
     simulated_seed: int = 1
+    simulated_faults: str = ""
 
     seal_key: Secret | None = None
     seal_sign_every_s: float = 60.0
@@ -138,6 +140,15 @@ def _switch(text: str) -> bool:
     return _one_of("true", "false", "1", "0", "on", "off")(text) in ("true", "1", "on")
 
 
+def _faults(text: str) -> str:
+    """As the simulated terminal reads it, from the same environment."""
+    try:
+        parse(text)
+    except BadFaults as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
 _port = _number(int, 0, 65535)
 _seconds = _number(float, 0, 86_400)
 
@@ -160,6 +171,7 @@ VARIABLES: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "MT5_SERVER": ("mt5_server", str),
     "MT5_PATH": ("mt5_path", str),
     "MT5_PASSWORD": ("mt5_password", Secret),
+    "SIMULATED_FAULTS": ("simulated_faults", _faults),
     "SIMULATED_SEED": ("simulated_seed", _number(int, 0, 2**63 - 1)),
     "SEAL_KEY": ("seal_key", Secret),
     "SEAL_SIGN_EVERY_S": ("seal_sign_every_s", _number(float, 0.1, 86_400)),

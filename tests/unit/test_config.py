@@ -87,3 +87,9 @@ def test_the_settings_for_the_record_hold_no_secret_and_change_their_version_wit
     assert described(settings)["mt5_password"] == "••••"
     assert version_of(settings) == version_of(load({}, env | {"MT5_PASSWORD": "another"}))
     assert version_of(settings) != version_of(load({}, env | {"MAX_ORDER_AGE_S": "31"}))
+
+
+def test_faults_to_rehearse_are_judged_before_anything_starts():
+    assert load({}, {"SIMULATED_FAULTS": "seed=7"}).simulated_faults == "seed=7"
+    with pytest.raises(ConfigurationError, match="SIMULATED_FAULTS fault"):
+        load({}, {"SIMULATED_FAULTS": "often"})
