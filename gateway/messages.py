@@ -4,13 +4,13 @@ Subjects: `broker.fill.{symbol}`, `broker.error.{symbol}`, `broker.order.{symbol
 JSON numbers with exact digits, times ISO 8601 UTC with microseconds and `Z`; a field without a value is left out.
 """
 
-from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Final, NamedTuple
 
 import msgspec
 
 from gateway.retcodes import lookup
+from gateway.times import iso
 from ledger.account_events import MessageRejected
 from ledger.events import Envelope, Recorded
 from ledger.order_events import (
@@ -105,13 +105,6 @@ _encoder: Final = msgspec.json.Encoder(decimal_format="number")
 
 def encode(message: Message) -> bytes:
     return _encoder.encode(message)
-
-
-def iso(when: datetime) -> str:
-    """ISO 8601 in UTC, always with microseconds."""
-    if when.tzinfo is UTC:
-        return when.isoformat(timespec="microseconds")[:-6] + "Z"
-    return f"{when.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
 def outgoing(recorded: Recorded, envelope: Envelope) -> Outgoing | None:

@@ -158,21 +158,23 @@ class Submitter:
                 self._probe_soon(order_id, cause)
             case Expire() as expire:
                 command = ExpireOrder(age_s=expire.age_s, limit_s=expire.limit_s, cause=expire.cause)
-                self._tell(order_id, command, cause)
-                self._built.pop(order_id, None)
-                self._causes.pop(order_id, None)
+                self._end_here(order_id, command, cause)
             case Refuse() as refuse:
-                self._tell(order_id, RefuseOrder(reasons=refuse.reasons), cause)
-                self._built.pop(order_id, None)
-                self._causes.pop(order_id, None)
+                self._end_here(order_id, RefuseOrder(reasons=refuse.reasons), cause)
+            case Abandon() as abandon:
+                self._end_here(order_id, GiveUp(reason=abandon.reason), cause)
             case Wait() as wait:
                 self._causes[order_id] = cause
                 asyncio.get_running_loop().call_later(wait.delay_s, self.take, order_id, cause)
-            case Abandon() as abandon:
-                self._tell(order_id, GiveUp(reason=abandon.reason), cause)
-                self._causes.pop(order_id, None)
             case _:
                 self._causes.pop(order_id, None)
+
+    def _end_here(self, order_id: str, command: OrderCommand, cause: Cause) -> None:
+        """Ends an order that is not at the broker, and forgets what was kept for its sending."""
+        self._tell(order_id, command, cause)
+        self._built.pop(order_id, None)
+        self._waiting.pop(order_id, None)
+        self._causes.pop(order_id, None)
 
     def _step(self, order: Order) -> Step:
         """What is next, with how long this process has waited for it: the wall clock may go back meanwhile."""
@@ -349,9 +351,8 @@ class Submitter:
             return None
         symbol = await self._symbol(order.request.symbol)
         if symbol is None:
-            cause = self._causes.pop(order_id, Cause(actor=ACTOR))
             reason = f"symbol {order.request.symbol!r} is not known to the broker"
-            self._tell(order_id, RefuseOrder(reasons=(reason,)), cause)
+            self._end_here(order_id, RefuseOrder(reasons=(reason,)), self._causes.get(order_id, Cause(actor=ACTOR)))
             return None
         request = build_request(order, order.attempt + 1, symbol, self._settings.default_deviation_points)
         return request, symbol.point

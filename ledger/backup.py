@@ -17,8 +17,7 @@ from typing import Final
 import msgspec
 
 from ledger.errors import BackupUnusable, LedgerDamaged, LedgerUnavailable
-from ledger.events import LedgerCreated, Recorded
-from ledger.resume import event_of
+from ledger.events import LedgerCreated, Recorded, event_of
 from ledger.seal import Verification, batches, verify
 from ledger.store import EventStore, create_file, last_seal, open_file
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from ledger.account_events import AccountEvent, MessageRejected, TradingHalted
-from ledger.errors import UnknownSchema
+from ledger.errors import LedgerDamaged, UnknownSchema
 from ledger.facts import Fact
 from ledger.order_events import OrderEvent
 
@@ -199,6 +199,14 @@ def decode(recorded: Recorded) -> Envelope:
     for version in range(stored, current):
         whole["data"] = UPCASTERS[recorded.topic, version](whole["data"])
     return msgspec.convert(whole, Envelope, strict=False)
+
+
+def event_of(recorded: Recorded) -> Event:
+    """The event. Raises LedgerDamaged when its bytes are none, UnknownSchema when they are of a newer version."""
+    try:
+        return decode(recorded).data
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise LedgerDamaged(f"event {recorded.seq} cannot be read ({error}): run verify", recorded.seq) from None
 
 
 TOPICS: Final[frozenset[str]] = frozenset(member.topic() for member in Event.__args__)

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 import msgspec
 
 from ledger.errors import LedgerDamaged, LedgerError
-from ledger.events import WRITER_STREAM, BatchSealed, Event, HeadSigned, LedgerCreated, Recorded, decode, order_stream
+from ledger.events import WRITER_STREAM, BatchSealed, HeadSigned, LedgerCreated, Recorded, event_of, order_stream
 from ledger.heads import HEAD, is_signed, text_of
 from ledger.seal import leaf_hash, merkle_parents, seal_digest
 
@@ -123,7 +123,7 @@ def build_proof(source: Source, order_id: str) -> Proof:
     if not waiting:
         raise LedgerError(f"no order {order_id!r} in this ledger: check the id, or name its data folder by --data")
     first = source.at(1)
-    created = _event(first) if first is not None else None
+    created = event_of(first) if first is not None else None
     if not isinstance(created, LedgerCreated):
         raise LedgerDamaged("the ledger does not begin with its creation: run verify", 1)
     segments = []
@@ -161,7 +161,7 @@ def _segment(source: Source, ledger_id: str, order_id: str, waiting: list[Record
 
 def _leaves(source: Source, seal: Recorded) -> tuple[int, list[bytes]]:
     """The seq of the first event under the seal, and the leaf hashes of all."""
-    sealed = _event(seal)
+    sealed = event_of(seal)
     if not isinstance(sealed, BatchSealed) or not 0 < sealed.first <= sealed.last == seal.seq - 1:
         raise LedgerDamaged(f"the seal {seal.seq} cannot be read: run verify", seal.seq)
     found = source.read(sealed.first - 1, seal.seq - sealed.first)
@@ -175,20 +175,13 @@ def _chain(source: Source, oldest: Recorded, order_id: str) -> tuple[list[Record
         if one.topic == _SEALED:
             seals.append(one)
         elif one.topic == _SIGNED and seals:
-            head = _event(one)
+            head = event_of(one)
             if isinstance(head, HeadSigned) and head.head_seq >= seals[0].seq:
                 chain = [seal for seal in seals if seal.seq <= head.head_seq]
                 if chain[-1].seq != head.head_seq:
                     raise LedgerDamaged(f"the head {one.seq} stands for no seal: run verify", one.seq)
                 return chain, head
     raise NotSignedYet(f"event {oldest.seq} of order {order_id} stands under no signed head yet")
-
-
-def _event(recorded: Recorded) -> Event:
-    try:
-        return decode(recorded).data
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise LedgerDamaged(f"event {recorded.seq} cannot be read ({error}): run verify", recorded.seq) from None
 
 
 def _text(recorded: Recorded) -> str:
@@ -222,7 +215,7 @@ def _problem_in(segment: Segment, stream: str, ledger_id: str) -> str:
     seals: list[BatchSealed] = []
     for chained in segment.seals:
         stored = Recorded(chained.seq, WRITER_STREAM, chained.version, _SEALED, chained.state.encode())
-        seal = _event(stored)
+        seal = event_of(stored)
         if not isinstance(seal, BatchSealed) or seal.digest != seal_digest(stored) or seal.last != chained.seq - 1:
             return f"the seal {chained.seq} was changed"
         if seals and (seal.previous != seals[-1].digest or seal.first != seals[-1].last + 2):

@@ -4,20 +4,9 @@ import contextlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import msgspec
-
 from ledger.account import Account, evolve_account
 from ledger.errors import ForeignLedger, LedgerDamaged, LedgerLocked
-from ledger.events import (
-    BatchSealed,
-    Checkpointed,
-    Event,
-    LedgerCreated,
-    Recorded,
-    account_stream,
-    decode,
-    order_stream,
-)
+from ledger.events import BatchSealed, Checkpointed, LedgerCreated, Recorded, account_stream, event_of, order_stream
 from ledger.order import Order, evolve
 from ledger.store import EventStore, WriterLock, last_seal
 
@@ -115,11 +104,3 @@ def _fold(order_id: str, records: Sequence[Recorded]) -> Order:
     for recorded in records:
         order = evolve(order, event_of(recorded))  # type: ignore[arg-type]  # an order's stream holds its events
     return order
-
-
-def event_of(recorded: Recorded) -> Event:
-    """The event. Raises LedgerDamaged when its bytes are none, UnknownSchema when they are of a newer version."""
-    try:
-        return decode(recorded).data
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise LedgerDamaged(f"event {recorded.seq} cannot be read ({error}): run verify", recorded.seq) from None

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.messages import encode, iso, outgoing, repeated
+from gateway.messages import encode, outgoing, repeated
+from gateway.times import iso
 from ledger.account_events import MessageRejected
 from ledger.events import TOPICS, Envelope, Recorded
 from ledger.facts import OrderRequest
