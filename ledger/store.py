@@ -10,7 +10,7 @@ the order of the cursors is the order of the commits (see `insert` of either sto
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import unquote
@@ -137,6 +137,11 @@ class EventStore:
         known whether the batch is stored (the caller repeats it identically). Never waits long: on SQLite not at
         all for a transaction of somebody else, on PostgreSQL a bounded time for the server.
         """
+        raise NotImplementedError
+
+    def insert_next(self, build: Callable[[], Sequence[Recorded]]) -> None:
+        """As `insert`, of what `build` makes while nobody else can commit: the head it reads is the head it
+        continues. Whoever else commits is kept out, not outrun."""
         raise NotImplementedError
 
     def fill(self, records: Iterable[Recorded]) -> None:
@@ -315,8 +320,11 @@ class _SqliteStore(EventStore):
     def insert(self, batch: Sequence[Recorded]) -> None:
         # One writer at a time holds the file, and a rowid is one more than the greatest: rows come in the order
         # of the commits. A transaction of somebody else is not waited for: this may be called by an event loop.
-        rows = [(one.stream, one.version, one.topic, one.state) for one in batch]
+        self.insert_next(lambda: batch)
+
+    def insert_next(self, build: Callable[[], Sequence[Recorded]]) -> None:
         with self._transaction() as connection:
+            rows = [(one.stream, one.version, one.topic, one.state) for one in build()]
             connection.executemany(_INSERT, rows)
             connection.execute("COMMIT")
             self._log.committed(len(rows), connection)
