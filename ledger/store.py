@@ -22,7 +22,7 @@ from ledger.events import WRITER_STREAM, BatchSealed, Recorded, decode, seq_of
 from ledger.sqlite_log import LogKeeper
 
 PAGE: Final = 4_000
-OPEN_WAIT_S: Final = 10.0  # at the start, for a program that holds the file
+OPEN_WAIT_S: Final = 10.0  # at the start and a take-over, for a program that holds the file
 STOP_IT: Final = "stop it first, or take the ledger over by `serve --take-over`"
 _MANY: Final = 500  # SQLite bounds the parameters of a statement
 _LOWEST: Final = -(2**63)
@@ -320,10 +320,13 @@ class _SqliteStore(EventStore):
     def insert(self, batch: Sequence[Recorded]) -> None:
         # One writer at a time holds the file, and a rowid is one more than the greatest: rows come in the order
         # of the commits. A transaction of somebody else is not waited for: this may be called by an event loop.
-        self.insert_next(lambda: batch)
+        self._store_all(lambda: batch, wait_s=0)
 
     def insert_next(self, build: Callable[[], Sequence[Recorded]]) -> None:
-        with self._transaction() as connection:
+        self._store_all(build, wait_s=OPEN_WAIT_S)
+
+    def _store_all(self, build: Callable[[], Sequence[Recorded]], *, wait_s: float) -> None:
+        with self._transaction(wait_s) as connection:
             rows = [(one.stream, one.version, one.topic, one.state) for one in build()]
             connection.executemany(_INSERT, rows)
             connection.execute("COMMIT")
@@ -337,15 +340,20 @@ class _SqliteStore(EventStore):
             connection.execute("COMMIT")
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """The caller commits as the last thing; whatever is raised before that leaves nothing behind."""
+    def _transaction(self, wait_s: float = 0) -> Iterator[sqlite3.Connection]:
+        """The caller commits as the last thing; whatever is raised before that leaves nothing behind. `wait_s`: for
+        a transaction of somebody else."""
         with self._writing, _unavailable(self.name):
             if self._writer is None:
                 self._writer = self._connect("ro" if self._readonly else "rw", 0)
             connection = self._writer
             try:
+                if wait_s:
+                    connection.execute(f"PRAGMA busy_timeout={round(wait_s * 1000)}")
                 connection.execute("BEGIN IMMEDIATE")
                 yield connection
+                if wait_s:
+                    connection.execute("PRAGMA busy_timeout=0")
             except sqlite3.IntegrityError as error:
                 connection.execute("ROLLBACK")
                 raise VersionTaken from error
