@@ -4,14 +4,24 @@ import random
 import shutil
 from pathlib import Path
 
+import pytest
+
+from ledger import sqlite_log
 from ledger.seal import batches, verify
-from ledger.sqlite_log import EVERY_EVENTS
 from ledger.store import EventStore, open_store
 from tests.history import History
 
 SEED = 20260301
+EVERY_EVENTS = 2_000
 BYTES = 1_500  # of an event in the log, at most, in batches of this size
 RECORDS = History().orders(6_000, per_commit=120).records
+
+
+@pytest.fixture(autouse=True)
+def short_log(monkeypatch):
+    """So that a small ledger carries its log over many times."""
+    monkeypatch.setattr(sqlite_log, "EVERY_EVENTS", EVERY_EVENTS)
+    monkeypatch.setattr(sqlite_log, "LONG_PAGES", 500)
 
 
 def logged(path: Path) -> int:
