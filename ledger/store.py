@@ -19,7 +19,7 @@ import msgspec
 
 from ledger.errors import LedgerDamaged, LedgerLocked, LedgerUnavailable
 from ledger.events import WRITER_STREAM, BatchSealed, Recorded, decode, seq_of
-from ledger.sqlite_log import LogKeeper
+from ledger.sqlite_log import LogKeeper, lengthen
 
 PAGE: Final = 4_000
 OPEN_WAIT_S: Final = 10.0  # at the start and a take-over, for a program that holds the file
@@ -292,6 +292,9 @@ class _SqliteStore(EventStore):
                 self._writer.execute(f"PRAGMA journal_mode={self._journal}")
             for statement in SQLiteApplicationRecorder(datastore).create_table_statements:
                 self._writer.execute(statement)
+            if self._journal == "wal":
+                self._writer.execute("SELECT 1 FROM stored_events LIMIT 1").fetchone()  # a log exists from here on
+                lengthen(Path(f"{path}-wal"))
             self._writer.execute("PRAGMA busy_timeout=0")
         datastore.close()
 
