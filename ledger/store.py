@@ -10,7 +10,7 @@ the order of the cursors is the order of the commits (see `insert` of either sto
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import unquote
@@ -155,6 +155,10 @@ class EventStore:
     def lock(self) -> WriterLock:
         """The writer's lock. Raises LedgerLocked when another process holds it; never waits for it."""
         raise NotImplementedError
+
+    def listen(self, told: Callable[[], None]) -> None:
+        """Calls `told` from another thread whenever anybody may have committed, until `close`. It is never called
+        where the database cannot tell of commits, as SQLite."""
 
     def close(self) -> None:
         raise NotImplementedError

@@ -12,7 +12,8 @@ from ledger.heads import read_heads
 from ledger.seal import batches
 from projections.audit_files import AuditFilesSink, files, read_audit
 from projections.follower import Batch
-from projections.kafka import KafkaSink, settled_ends
+from projections.kafka import KafkaSink
+from projections.kafka_log import settled_ends
 from tests.contracts.test_sinks import Faulty, follow
 from tests.engine import fresh_database
 from tests.history import History

@@ -10,7 +10,8 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from ledger.events import order_stream
 from projections.follower import Batch, Follower, Pace, SinkRefused, SinkUnavailable
-from projections.kafka import KafkaSink, client_options
+from projections.kafka import KafkaSink
+from projections.kafka_client import client_options
 from tests.engine import fresh_database
 from tests.history import History, ListSource, full_fill
 from tests.kafka_server import KafkaServer, kafka_server
@@ -177,5 +178,5 @@ def test_security_settings_pass_through_and_unknown_ones_are_named() -> None:
     )
     assert (options["sasl_plain_username"], options["sasl_plain_password"]) == ("u", "p")
     assert options["ssl_context"].check_hostname
-    with pytest.raises(SinkRefused, match="unknown Kafka option tls"):
+    with pytest.raises(SinkRefused, match="unknown Kafka setting KAFKA_TLS"):
         client_options({"tls": "yes"})
