@@ -28,6 +28,14 @@ _CREATED: Final = LedgerCreated.topic().encode()
 Offsets = Mapping[TopicPartition, int]
 
 
+class OutOfPlace(SinkRefused):
+    """A record that is not what it should be, or not where: event `seq` cannot be trusted from there on."""
+
+    def __init__(self, text: str, seq: int) -> None:
+        super().__init__(text)
+        self.seq = seq
+
+
 class Ends(NamedTuple):
     """Where the partitions ended at one moment (`last`), and how far they can be read (`stable`): less where a
     transaction was open then and still is."""
@@ -89,7 +97,7 @@ async def settled_ends(
 
 
 def of_ledger(ledger_id: str, message: "ConsumerRecord[Any, Any]") -> Recorded | None:
-    """The event, if it is one of this ledger: topics may hold those of several. Raises SinkRefused for one that says
+    """The event, if it is one of this ledger: topics may hold those of several. Raises OutOfPlace for one that says
     so and is no such record."""
     headers = dict(message.headers)
     if headers.get("event_id", b"").rpartition(b":")[0] != ledger_id.encode():
@@ -97,9 +105,7 @@ def of_ledger(ledger_id: str, message: "ConsumerRecord[Any, Any]") -> Recorded |
     try:
         return recorded_from_headers({name: value.decode() for name, value in headers.items()}, message.value or b"")
     except (ValueError, KeyError) as error:
-        raise SinkRefused(
-            f"{message.topic}-{message.partition} offset {message.offset} is no record of an event: {error!r}"
-        ) from None
+        raise OutOfPlace(f"{_where(message)} is no record of an event: {error!r}", 0) from None
 
 
 async def read_range(
@@ -148,7 +154,7 @@ async def _last_in(
 class KafkaLog:
     """What Kafka holds, for programs that are not event loops: each call has one of its own.
 
-    All calls raise LedgerUnavailable when Kafka cannot be read, SinkRefused for records that are not what they should
+    All calls raise LedgerUnavailable when Kafka cannot be read, OutOfPlace for records that are not what they should
     be. Where the log ended at the first call is where it ends for every other: it grows meanwhile.
     """
 
@@ -160,7 +166,7 @@ class KafkaLog:
         topic: str = TOPIC,
         seals_topic: str = SEALS_TOPIC,
     ) -> None:
-        self.brokers = brokers
+        self.brokers, self.topic, self.seals_topic = brokers, topic, seals_topic
         self._connection = {"bootstrap_servers": brokers, **client_options(options or {})}
         self._log = [TopicPartition(topic, number) for number in range(PARTITIONS)]
         self._seals = TopicPartition(seals_topic, 0)
@@ -179,7 +185,7 @@ class KafkaLog:
             return int(loop.run(self._last_seq(ledger_id)))
 
     def read(self, ledger_id: str) -> Iterator[Recorded]:
-        """Every event of the ledger, in the order of `seq`. Raises SinkRefused where a partition holds them in another
+        """Every event of the ledger, in the order of `seq`. Raises OutOfPlace where a partition holds them in another
         order, one of them again, or one under another key than its stream."""
         yield from self._paged(ledger_id, self._log)
 
@@ -263,12 +269,18 @@ class KafkaLog:
 
 
 def _check_place(message: "ConsumerRecord[Any, Any]", one: Recorded, last: int, keyed: bool) -> None:
-    """Raises SinkRefused when the record breaks the order of its stream."""
-    where = f"{message.topic}-{message.partition} offset {message.offset}"
+    """Raises OutOfPlace when the record breaks the order of its stream."""
     if one.seq <= last:
-        raise SinkRefused(f"{where} holds event {one.seq} behind event {last}")
+        raise OutOfPlace(f"{_where(message)} holds event {one.seq} behind event {last}", one.seq)
     if keyed and (message.key != one.stream.encode() or message.partition != partition_of(one.stream)):
-        raise SinkRefused(f"{where} holds event {one.seq} of {one.stream} under another key or in another partition")
+        raise OutOfPlace(
+            f"{_where(message)} holds event {one.seq} of {one.stream} under another key or in another partition",
+            one.seq,
+        )
+
+
+def _where(message: "ConsumerRecord[Any, Any]") -> str:
+    return f"{message.topic}-{message.partition} offset {message.offset}"
 
 
 class _Loop:

@@ -103,7 +103,7 @@ class Projections:
         if settings.audit_dir:
             self._add(AuditFilesSink(Path(settings.audit_dir)), Pace(min_interval_s=settings.audit_interval_s))
         if settings.kafka not in (OFF, ""):
-            self._add(_kafka_sink(settings, ledger_id), Pace(max_events=2048, min_interval_s=settings.kafka_interval_s))
+            self._add(_kafka_sink(settings, ledger_id), Pace(min_interval_s=settings.kafka_interval_s))
         async with asyncio.TaskGroup() as starts:
             for follower in self._followers:
                 starts.create_task(follower.start(settings.patience_s))
