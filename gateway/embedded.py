@@ -25,7 +25,7 @@ START_S: Final = 20.0
 STOP_S: Final = 3.0
 RESTART_FIRST_S: Final = 0.5
 RESTART_MOST_S: Final = 30.0
-WAKE_AFTER_S: Final = 0.025  # the order that caused it is done by then: the projections do not take its time
+WAKE_AFTER_S: Final = 0.05  # the order that caused it is done by then: the projections do not take its time
 
 
 class StartFailed(Exception):

@@ -35,7 +35,7 @@ from projections.source import StoreSource
 MAX_SETTINGS: Final = 1024 * 1024
 WAIT_FOR_PREDECESSOR_S: Final = 10.0
 WAIT_FOR_LEDGER_S: Final = 10.0
-REPORT_EVERY_S: Final = 0.2
+REPORT_EVERY_S: Final = 0.25
 log = structlog.get_logger()
 
 

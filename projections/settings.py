@@ -38,7 +38,7 @@ class ProjectionSettings(msgspec.Struct, frozen=True, kw_only=True, omit_default
     patience_s: float = 2.0
     stop_s: float = 3.0
     clickhouse_interval_s: float = 0.25
-    audit_interval_s: float = 0.1
+    audit_interval_s: float = 0.15
     kafka_interval_s: float = 0.05
 
     def __repr__(self) -> str:
