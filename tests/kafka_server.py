@@ -15,6 +15,11 @@ from tests.servers import free_port, need, stop_process, wait_for_port
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 POM: Final = Path(__file__).resolve().parent / "kafka" / "pom.xml"
+QUICK_START: Final = (
+    "-XX:TieredStopAtLevel=1",
+    "-XX:+UseSerialGC",
+    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+)
 CLUSTER_ID: Final = "4L6g3nShT-eMCtK--X86sw"
 _lock = threading.Lock()
 _running: list["KafkaServer"] = []
@@ -47,8 +52,8 @@ class KafkaServer:
             "auto.create.topics.enable": "false",
             "group.initial.rebalance.delay.ms": "0",
             # After a kill the node waits until its earlier registration has lapsed.
-            "broker.session.timeout.ms": "1000",
-            "broker.heartbeat.interval.ms": "200",
+            "broker.session.timeout.ms": "600",
+            "broker.heartbeat.interval.ms": "150",
         }
         self._config = self._folder / "server.properties"
         self._config.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
@@ -58,7 +63,7 @@ class KafkaServer:
         log = self._folder / "log"
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                ["java", "-Xmx384m", "-cp", f"{self._jars}/*", "kafka.Kafka", str(self._config)],
+                ["java", *QUICK_START, "-Xmx384m", "-cp", f"{self._jars}/*", "kafka.Kafka", str(self._config)],
                 stdout=output,
                 stderr=output,
                 cwd=self._folder,
