@@ -92,8 +92,7 @@ async def ensure_topics(connection: Mapping[str, Any], topic: str, seals_topic: 
                 await asyncio.sleep(0.05)
             if found != partitions:
                 raise _differs(name, f"has {found} partitions instead of {partitions}")
-            if name in known:
-                await _compare(admin, name)
+            await _compare(admin, name)  # also what was just made: perhaps by somebody else, and otherwise
     finally:
         await admin.close()
 
