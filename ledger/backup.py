@@ -155,9 +155,10 @@ def restore_log(
 
 
 def _filled(store: EventStore, records: Iterable[Recorded], whole: Verification, watch: Watch) -> Verification:
+    verified = takewhile(lambda one: one.seq <= whole.last_seq, records)  # a log may have grown meanwhile
     lock = store.lock()
     try:
-        store.fill(watch("restoring", whole.last_seq, records))
+        store.fill(watch("restoring", whole.last_seq, verified))
         found = verify(watch("verifying the ledger", whole.last_seq, store.scan()))
     finally:
         lock.release()

@@ -12,13 +12,14 @@ from ledger.cut import cut
 CHANNEL: Final = "order_ledger"
 AGAIN_FIRST_S: Final = 0.1
 AGAIN_MOST_S: Final = 5.0
+TOGETHER_S: Final = 0.05
 JOIN_S: Final = 2.0
 # A server that vanished without a word is noticed within half a minute; until then the head is looked up anyway.
 _ALIVE: Final = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
 
 
 class Listener:
-    """Calls `told`, in a thread of its own, for each commit to the ledger in `schema`, and whenever it listens again
+    """Calls `told`, in a thread of its own, soon after each commit to the ledger in `schema`, and whenever it listens again
     after the connection was lost: what was committed meanwhile went unheard."""
 
     def __init__(self, parameters: dict[str, Any], schema: str, told: Callable[[], None]) -> None:
@@ -50,11 +51,14 @@ class Listener:
         with self._guard:
             self._descriptor = connection.fileno()
         try:
-            if not self._ended.is_set():
-                self._told()
-                for notice in connection.notifies():
-                    if notice.payload == self._schema:
-                        self._told()
+            self._told()
+            while not self._ended.is_set():
+                heard = list(connection.notifies(stop_after=1))
+                # A busy ledger commits hundreds of times a second: what comes within this time is one call.
+                self._ended.wait(TOGETHER_S)
+                heard += connection.notifies(timeout=0)
+                if any(notice.payload == self._schema for notice in heard):
+                    self._told()
         finally:
             # Before the connection is closed: its number may be another file's then.
             with self._guard:
