@@ -19,8 +19,8 @@ _ALIVE: Final = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_co
 
 
 class Listener:
-    """Calls `told`, in a thread of its own, soon after each commit to the ledger in `schema`, and whenever it listens again
-    after the connection was lost: what was committed meanwhile went unheard."""
+    """Calls `told`, in a thread of its own, soon after each commit to the ledger in `schema`, and whenever it listens
+    again after the connection was lost: what was committed meanwhile went unheard."""
 
     def __init__(self, parameters: dict[str, Any], schema: str, told: Callable[[], None]) -> None:
         self._parameters, self._schema, self._told = {**_ALIVE, **parameters}, schema, told

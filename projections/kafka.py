@@ -66,14 +66,14 @@ class KafkaSink:
         await self.close()
         with translated():
             async with asyncio.timeout(self._call_s):
-                await ensure_topics(self._connection, self._topic, self._seals_topic, self._replication)
+                most = await ensure_topics(self._connection, self._topic, self._seals_topic, self._replication)
                 # The stable id fences a predecessor and ends whatever transaction it left open.
                 producer = AIOKafkaProducer(
                     **self._connection,
                     transactional_id=f"order-ledger-{self._ledger_id}",
                     enable_idempotence=True,
                     acks="all",
-                    max_batch_size=_BATCH_BYTES,
+                    max_batch_size=min(_BATCH_BYTES, most),
                     request_timeout_ms=10_000,
                 )
                 try:

@@ -26,6 +26,7 @@ SEVEN_YEARS_MS: Final = 7 * 365 * 24 * 3600 * 1000
 RETENTION_MS: Final = 7 * 366 * 24 * 3600 * 1000
 # Replicas of a topic where none are configured: as many as there are brokers, up to this.
 REPLICAS: Final = 3
+MESSAGE_BYTES: Final = 1024 * 1024  # what Kafka takes unless it is told otherwise
 REQUEST_MS: Final = 10_000
 _ARGUMENTS: Final = {
     "security_protocol": "security_protocol",
@@ -74,15 +75,16 @@ def partition_of(stream: str) -> int:
     return int((murmur2(stream.encode()) & 0x7FFFFFFF) % PARTITIONS)
 
 
-async def ensure_topics(connection: Mapping[str, Any], topic: str, seals_topic: str, replication: int) -> None:
-    """Makes the topics that are missing and returns when they can be written. `replication` 0: up to `REPLICAS`.
+async def ensure_topics(connection: Mapping[str, Any], topic: str, seals_topic: str, replication: int) -> int:
+    """Makes the topics that are missing and returns, when they can be written, how many bytes one batch may have there.
+    `replication` 0: up to `REPLICAS`.
 
     Raises SinkRefused when one that exists would lose or reorder records.
     """
     admin = AIOKafkaAdminClient(**connection, request_timeout_ms=REQUEST_MS)
     try:
         await admin.start()
-        known = await admin.list_topics()
+        known, most_bytes = await admin.list_topics(), MESSAGE_BYTES
         wanted = {topic: PARTITIONS, seals_topic: 1}
         for name, partitions in wanted.items():
             if name not in known:
@@ -92,7 +94,9 @@ async def ensure_topics(connection: Mapping[str, Any], topic: str, seals_topic: 
                 await asyncio.sleep(0.05)
             if found != partitions:
                 raise _differs(name, f"has {found} partitions instead of {partitions}")
-            await _compare(admin, name)  # also what was just made: perhaps by somebody else, and otherwise
+            # Also what was just made: perhaps by somebody else, and otherwise.
+            most_bytes = min(most_bytes, await _compare(admin, name))
+        return most_bytes
     finally:
         await admin.close()
 
@@ -127,15 +131,15 @@ async def _partitions(admin: AIOKafkaAdminClient, topic: str) -> int:
     return len(parts)
 
 
-async def _compare(admin: AIOKafkaAdminClient, name: str) -> None:
-    """Raises SinkRefused when the topic forgets records: compacted, too short a time, or bounded in size."""
+async def _compare(admin: AIOKafkaAdminClient, name: str) -> int:
+    """Returns the topic's `max.message.bytes`. Raises SinkRefused when it forgets records: compacted, kept for too
+    short a time, or bounded in size."""
     (answer,) = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)])
     code, *_, entries = answer.resources[0]
     if code:
-        log.warning(
-            "the settings of a Kafka topic cannot be read", topic=name, reason=kafka_errors.for_code(code).__name__
-        )
-        return
+        why = kafka_errors.for_code(code).__name__
+        log.warning("the settings of a Kafka topic cannot be read", topic=name, reason=why)
+        return MESSAGE_BYTES
     settings = {entry[0]: entry[1] for entry in entries}
     if settings["cleanup.policy"] != "delete":
         raise _differs(name, f"has cleanup.policy={settings['cleanup.policy']}", "cleanup.policy=delete")
@@ -147,6 +151,7 @@ async def _compare(admin: AIOKafkaAdminClient, name: str) -> None:
         )
     if int(settings["retention.bytes"]) >= 0:
         raise _differs(name, f"forgets records beyond {settings['retention.bytes']} bytes", "retention.bytes=-1")
+    return int(settings["max.message.bytes"])
 
 
 def _differs(topic: str, how: str, setting: str = "") -> SinkRefused:

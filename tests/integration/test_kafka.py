@@ -169,6 +169,19 @@ async def test_the_largest_event_passes(server: KafkaServer, topic: str) -> None
     assert sorted(await read_topic(server.brokers, topic), key=lambda one: one.seq) == history.records
 
 
+async def test_an_event_the_topic_cannot_take_stops_the_sink_with_the_remedy(server: KafkaServer, topic: str) -> None:
+    await make_topic(server, topic, retention_ms="-1", max_message_bytes="4000")
+    history = History().orders(50)
+    sink = KafkaSink(server.brokers, history.ledger_id, topic=topic)
+    await written(sink, history)  # much more than fits into one message, but in several
+    before = len(history.records)
+    history.commit([(order_stream("big"), full_fill(symbol="X" * 5_000))])
+    with pytest.raises(SinkRefused, match="too large") as refused:
+        await sink.write(Batch(history.records[before:]))
+    assert "max.message.bytes" in refused.value.remedy
+    await sink.close()
+
+
 async def test_brokers_that_do_not_answer_are_a_failure_that_may_heal() -> None:
     with pytest.raises(SinkUnavailable, match="Kafka"):
         await KafkaSink("127.0.0.1:9", "ledger-a").open()
