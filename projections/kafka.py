@@ -181,15 +181,15 @@ class KafkaSink:
             raise
 
     async def _first_open(self, written: AIOKafkaConsumer, tp: TopicPartition, start: int, end: int) -> int:
-        """The seq of the first event behind `start`, where a transaction is open."""
+        """The seq of the event at `start`, where a transaction is open: the oldest that is."""
         written.assign([tp])
         written.seek(tp, start)
-        while await written.position(tp) < end:
-            for message in (await written.getmany(tp, timeout_ms=20, max_records=1)).get(tp, ()):
-                found = of_ledger(self._ledger_id, message)
-                if found is None:
-                    break
-                return found.seq
+        messages: Sequence[Any] = ()
+        while not messages and await written.position(tp) < end:
+            messages = (await written.getmany(tp, timeout_ms=20, max_records=1)).get(tp, ())
+        found = of_ledger(self._ledger_id, messages[0]) if messages else None
+        if found is not None:
+            return found.seq
         raise SinkUnavailable(
             f"Kafka: a transaction of another ledger stays open in {tp.topic}-{tp.partition} from offset {start}: its "
             "service ends it when it starts; if that is gone, kafka-transactions.sh find-hanging and abort do"
@@ -236,3 +236,6 @@ async def _abandoned(producer: AIOKafkaProducer) -> None:
         await asyncio.wait_for(producer.stop(), _STOP_S)
     with contextlib.suppress(Exception):
         await asyncio.wait_for(producer.client.close(), _STOP_S)
+    ending = producer._txn_manager.wait_for_transaction_end()
+    if ending is not None:
+        ending.add_done_callback(_looked_at)
