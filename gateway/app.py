@@ -11,7 +11,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -43,7 +43,7 @@ from ledger.store import EventStore, open_store, sqlite_path
 from ledger.values import plain
 from ledger.writer import Cause, Ledger
 from projections.follower import Follower, Pace, remedy_of
-from projections.settings import EMBEDDED, ProjectionSettings
+from projections.settings import EMBEDDED, ProjectionSettings, kafka_options
 
 log = structlog.get_logger()
 
@@ -174,7 +174,8 @@ class Service:
                 database=settings.clickhouse_database,
                 http_port=port,
                 kafka=settings.kafka_brokers or OFF,
-                kafka_options=_kafka_options(os.environ),
+                kafka_options=kafka_options(os.environ),
+                kafka_replication=settings.kafka_replication,
                 audit_dir="" if settings.kafka_brokers else str(settings.data / "audit"),
                 log_level=settings.log_level,
             ),
@@ -470,16 +471,6 @@ def _kept_port(kept: Path, preferred: int) -> int:
     with contextlib.suppress(OSError, ValueError):
         preferred = int(kept.read_text())
     return free_port(preferred)
-
-
-def _kafka_options(environment: Mapping[str, str]) -> dict[str, str]:
-    """Security settings of Kafka, as `KAFKA_SASL_USERNAME` and the like give them."""
-    prefix = "KAFKA_"
-    return {
-        name.removeprefix(prefix).lower(): value
-        for name, value in environment.items()
-        if name.startswith(prefix) and name != "KAFKA_BROKERS"
-    }
 
 
 def _log_terminal(role: str) -> Callable[[TerminalStatus], None]:

@@ -187,13 +187,29 @@ def _read_audit(folder: Path) -> Any:
     return read_audit(folder)
 
 
+def _open_kafka(settings: Settings) -> Any:
+    if settings.kafka_brokers in (None, OFF):
+        raise Failure("KAFKA_BROKERS names no brokers: there is no log in Kafka to read")
+    from projections.kafka_log import KafkaLog
+    from projections.settings import kafka_options
+
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it logs is raised as well
+    return KafkaLog(str(settings.kafka_brokers), options=kafka_options(os.environ))
+
+
+def _agree_kafka(store: Any, log: Any, ledger_id: str) -> Any:
+    from projections.agree_kafka import agree_kafka
+
+    return agree_kafka(store, log, ledger_id)
+
+
 cli.add_command(bench)
 cli.add_command(cli_ledger.history)
 cli.add_command(cli_ledger.orders)
 cli.add_command(cli_ledger.export)
 cli.add_command(backup)
-cli.add_command(restore_command(_read_audit))
-cli.add_command(cli_proof.verify)
+cli.add_command(restore_command(_read_audit, _open_kafka))
+cli.add_command(cli_proof.verify_command(_open_kafka, _agree_kafka))
 cli.add_command(cli_proof.prove)
 cli.add_command(sim)
 

@@ -60,6 +60,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     nats_port: int = 4222
     ledger_url: Secret
     kafka_brokers: str | None = None
+    kafka_replication: int = 0  # of topics that are made: 0 is up to three, by the number of brokers
     clickhouse_url: Secret | None = None
     clickhouse_database: str = "suho_analytics"
     clickhouse_user: str = "default"
@@ -161,6 +162,7 @@ VARIABLES: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "NATS_PORT": ("nats_port", _port),
     "LEDGER_URL": ("ledger_url", Secret),
     "KAFKA_BROKERS": ("kafka_brokers", str),
+    "KAFKA_REPLICATION_FACTOR": ("kafka_replication", _number(int, 0, 100)),
     "CLICKHOUSE_URL": ("clickhouse_url", Secret),
     "CLICKHOUSE_DATABASE": ("clickhouse_database", str),
     "CLICKHOUSE_USER": ("clickhouse_user", str),

@@ -165,6 +165,10 @@ class EventStore:
         """The writer's lock. Raises LedgerLocked when another process holds it; never waits for it."""
         raise NotImplementedError
 
+    def listen(self, told: Callable[[], None]) -> None:
+        """Calls `told` from another thread whenever anybody may have committed, until `close`. It is never called
+        where the database cannot tell of commits, as SQLite."""
+
     def close(self) -> None:
         raise NotImplementedError
 

@@ -21,6 +21,7 @@ from ledger.store import EventSource
 
 SEALED: Final = BatchSealed.topic()
 log = structlog.get_logger()
+FIRST_PAGE: Final = 256
 # What time may heal. TimeoutError and ConnectionError are OSErrors.
 HEALABLE: Final = (OSError, LedgerUnavailable)
 
@@ -286,8 +287,8 @@ class Follower:
         pace = self._pace
         records: list[Recorded] = []
         cut = size = 0
+        limit = FIRST_PAGE
         while True:
-            limit = max(pace.max_events - len(records), 256)
             found = await self._source.read(after + len(records), limit)
             for one in found:
                 expected = after + len(records) + 1
@@ -303,6 +304,9 @@ class Follower:
                 return Batch(records[:cut]), True
             if len(found) < limit:
                 return (Batch(records[:cut]) if cut else None), False
+            # The next page by the size of these events: pages of a fixed number could be far larger than the bounds.
+            fitting = max(pace.max_bytes - size, 0) * len(records) // size + 1
+            limit = max(min(fitting, pace.max_events - len(records)), FIRST_PAGE)
 
     async def _until(self, event: Coroutine[Any, Any, None]) -> None:
         """Waits for the event or the request to stop; an error of the event is raised."""

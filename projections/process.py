@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +35,7 @@ from projections.source import StoreSource
 MAX_SETTINGS: Final = 1024 * 1024
 WAIT_FOR_PREDECESSOR_S: Final = 10.0
 WAIT_FOR_LEDGER_S: Final = 10.0
-REPORT_EVERY_S: Final = 0.05
+REPORT_EVERY_S: Final = 0.25
 log = structlog.get_logger()
 
 
@@ -89,8 +90,9 @@ class Projections:
         """Opens everything. Raises LedgerError or OSError when that is not possible, SinkAhead among them."""
         settings = self._settings
         store = await _opened(settings.ledger_url)
-        poll_s = 0.5 if settings.ledger_url.startswith("sqlite") else 0.1
-        self._source = StoreSource(store, poll_s, self._note_head)
+        self._source = StoreSource(store, on_head=self._note_head)
+        loop = asyncio.get_running_loop()
+        store.listen(lambda: _wake_from_thread(loop, self.wake))
         ledger_id = await self._source.ledger_id(WAIT_FOR_LEDGER_S)
         if ledger_id is None:
             raise LedgerUnavailable("the ledger has no first event: start the gateway before the projections")
@@ -101,7 +103,7 @@ class Projections:
         if settings.audit_dir:
             self._add(AuditFilesSink(Path(settings.audit_dir)), Pace(min_interval_s=settings.audit_interval_s))
         if settings.kafka not in (OFF, ""):
-            self._add(_kafka_sink(settings, ledger_id), Pace(max_events=2048, min_interval_s=settings.kafka_interval_s))
+            self._add(_kafka_sink(settings, ledger_id), Pace(min_interval_s=settings.kafka_interval_s))
         async with asyncio.TaskGroup() as starts:
             for follower in self._followers:
                 starts.create_task(follower.start(settings.patience_s))
@@ -193,13 +195,18 @@ async def _opened(url: str) -> EventStore:
             await asyncio.sleep(0.05)
 
 
-def _watch_stdin(loop: asyncio.AbstractEventLoop, wake: Any, stop: asyncio.Event, stop_s: float) -> None:
+def _wake_from_thread(loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop has ended
+        loop.call_soon_threadsafe(wake)
+
+
+def _watch_stdin(loop: asyncio.AbstractEventLoop, wake: Callable[[], None], stop: asyncio.Event, stop_s: float) -> None:
     """A thread that passes on the wake-ups and the end of stdin, and behind that ends the process for certain."""
 
     def watch() -> None:
-        with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: the loop has ended
+        with contextlib.suppress(OSError):
             while os.read(0, 65536):
-                loop.call_soon_threadsafe(wake)
+                _wake_from_thread(loop, wake)
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(stop.set)
         time.sleep(stop_s)

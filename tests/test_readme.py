@@ -73,6 +73,7 @@ def test_the_commands_of_the_tour_work_one_after_the_other(tour):
         "export",
         "backup",
         "restore",
+        "restore",
     ]
     output = ""
     for command in told:
