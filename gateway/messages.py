@@ -283,7 +283,7 @@ def outgoing(recorded: Recorded, envelope: Envelope) -> Outgoing | None:
                 event.symbol,
                 status="CANCELLED",
                 final=True,
-                ticket=event.order_ticket,
+                ticket=event.order_ticket or None,
                 remaining_volume=event.remaining_volume,
                 description=event.reason or None,
                 by=event.by or None,
