@@ -342,7 +342,6 @@ class Mt5Session:
     def _all(self, reader: Callable[[Any], T], function: str, *args: Any) -> tuple[T, ...]:
         return tuple(self._read(reader, row) for row in self._ask(function, *args))
 
-
     # ---- calling
 
     def _ask(self, function: str, *args: Any, **kwargs: Any) -> Any:

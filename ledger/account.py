@@ -56,9 +56,7 @@ def evolve_account(account: Account, event: AccountEvent) -> Account:
             changes["halts"] = tuple(halt for halt in account.halts if halt.source != event.source)
         case ConfigurationAccepted():
             changes["config_version"] = event.version
-        case (
-            ExternalDealObserved() | DealsFollowed() | ConfigurationRefused() | AccountReconciled() | SnapshotTaken()
-        ):
+        case ExternalDealObserved() | DealsFollowed() | ConfigurationRefused() | AccountReconciled() | SnapshotTaken():
             pass
         case _:
             assert_never(event)

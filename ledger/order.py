@@ -196,7 +196,8 @@ class Terms(msgspec.Struct, frozen=True, gc=False):
 
 class Order(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The state of one order. `version` is that of its stream; `sent` the request of the current attempt, `before`
-    what it acts on, `position_id` the position its deals belong to; `not_before` and `delay_s` tell when a waiting or parked order is tried again."""
+    what it acts on, `position_id` the position its deals belong to; `not_before` and `delay_s` tell when a waiting or
+    parked order is tried again. `alerted_attempt` is the last whose unknown outcome was alerted."""
 
     order_id: str
     status: Status = Status.NEW
