@@ -33,6 +33,7 @@ from gateway.embedded import NatsServer, ProjectionProcess, StartFailed, free_po
 from gateway.heads import PUBLIC_FILE, HeadSigner, seal_key
 from gateway.outbox import Outbox
 from gateway.submit import Submitter
+from gateway.sync import Sync
 from gateway.terminal import TerminalProcess, TerminalStatus
 from gateway.terminal_child import TerminalSettings
 from ledger.account_events import ConfigurationAccepted
@@ -157,8 +158,11 @@ class Service:
         self._later("connection to the broker", link.stop)
         submitter = Submitter(ledger, trade, query, settings, utc_now, link)
         ledger.tail.on_commit(projections.wake)
+        sync = Sync(ledger, store, query, settings, utc_now, link, submitter)
+        await sync.start()
+        self._later("the account followed", sync.stop)
         submitter.start()
-        self._failures.append(submitter.failure)
+        self._failures += (submitter.failure, sync.failure)
         bus = OrderBus(connection, ledger, submitter, utc_now)
         self._reconnected = bus.reconnected
         self._later("orders at the broker", lambda: submitter.stop(STOP_SENDS_S))

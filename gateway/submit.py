@@ -2,9 +2,8 @@
 
 Stages, each a queue in which what reduces risk goes first: prepare (look at the target, build, check: no effect at the
 broker, so it overlaps the commit of the request), send (the intent is durable first, and only for the next few).
-Unknown outcomes go to the prober. A restart is: put every open order into the stage that `next_step` names.
-
-An order is in one stage at a time (`_staged`), or waits for one reason: a time, the connection, a target.
+Unknown outcomes go to the prober. A restart is: put every open order into the stage that `next_step` names. An order
+is in one stage at a time (`_staged`), or waits for one reason: a time, the connection, a target.
 """
 
 import asyncio
@@ -67,10 +66,8 @@ class _Sending(NamedTuple):
 
 
 class Submitter:
-    """Takes orders that are in the ledger and sees each to its end.
-
-    `on_answer` hears of every answer that was recorded. `admit` says what speaks against a request, if anything does.
-    """
+    """Takes orders that are in the ledger and sees each to its end. `on_answer` hears of every answer that was
+    recorded, `admit` says what speaks against a request."""
 
     def __init__(
         self,
@@ -436,16 +433,19 @@ class Submitter:
             self._go_on(order_id)
             return None
         targeted = built.before is not None
-        if self._preparer.netting and not targeted:
-            if not self._flight.begin(order_id, frozenset({("symbol", built.request.symbol)}), shared=True):
-                self._wait(order_id, LOOK_AGAIN_S)
-                return None
+        if not targeted and not self._may_open(order_id, built.request.symbol):
+            self._wait(order_id, LOOK_AGAIN_S)
+            return None
         self._steps.forget(order_id)
         intent = StartSend(attempt=step.attempt, request=built.request, before=built.before)
         started = self._tell(order_id, intent)
         if targeted and order.action == "modify":
             self._overtake(started.order)
         return started
+
+    def _may_open(self, order_id: str, symbol: str) -> bool:
+        """On a netting account: not while a close of the symbol is under way."""
+        return not self._preparer.netting or self._flight.begin(order_id, frozenset({("symbol", symbol)}), shared=True)
 
     def _after_send(self, sending: _Sending, outcome: Outcome, latency_s: Decimal) -> None:
         order_id, attempt, built = sending
