@@ -371,7 +371,6 @@ def _external_fields(event: ExternalDealObserved, envelope: Envelope) -> dict[st
     """A deal that no order of ours asked for; `order_id` names the one that opened the position it acts on."""
     deal = event.deal
     fields: dict[str, object] = {
-        "order_id": event.order_id,
         "ticket": deal.order or None,
         "deal": deal.ticket,
         "position_id": deal.position_id or None,
@@ -387,6 +386,8 @@ def _external_fields(event: ExternalDealObserved, envelope: Envelope) -> dict[st
     }
     if event.broker_time is not None:
         fields["broker_time"] = iso(event.broker_time)
+    if event.order_id:
+        fields["order_id"] = event.order_id
     return fields
 
 

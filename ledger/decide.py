@@ -48,7 +48,7 @@ from ledger.order_events import (
     SendAbandoned,
     SendStarted,
 )
-from ledger.outcomes import cancelled, completed, ended_at_broker, failed, placed, unknown
+from ledger.outcomes import cancelled, completed, ended_at_broker, failed, placed, provisional, unknown
 from ledger.trade import (
     ACTION_MODIFY,
     ACTION_PENDING,
@@ -59,7 +59,6 @@ from ledger.trade import (
     RETCODE_DONE_PARTIAL,
     WORKING_STATES,
     BrokerOrder,
-    Deal,
     TradeResult,
 )
 from ledger.values import plain
@@ -256,7 +255,7 @@ def _succeeded(order: Order, command: RecordAnswer, *, decides: bool) -> list[Or
             events = [*_late(order, "order"), placed(order, result.order, result.retcode, command.retcode_name)]
         if not command.deals:
             return events
-    deals = command.deals or ((_provisional(order, result),) if result.deal else ())
+    deals = command.deals or ((provisional(order, result),) if result.deal else ())
     if not deals:
         return [*events, *_without_deal(order, command)] if decides else events
     context = Context(
@@ -338,18 +337,6 @@ def _refused_by_broker(order: Order, command: RecordAnswer) -> OrderEvent:
         attempts=command.attempt,
         retriable=command.verdict in ("retriable", "wait"),
         advice=command.advice,
-    )
-
-
-def _provisional(order: Order, result: TradeResult) -> Deal:
-    """A fill known from the result alone: no costs yet, completed when the deal shows."""
-    sent = order.sent
-    return Deal(
-        ticket=result.deal,
-        type=sent.type % 2 if sent else 0,
-        position_id=(sent.position if sent else 0) or result.order,
-        volume=result.volume or order.remaining,
-        price=result.price,
     )
 
 
