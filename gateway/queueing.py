@@ -41,32 +41,31 @@ class Pace:
 
     def __init__(self, per_s: int, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._per_s, self._monotonic = per_s, monotonic
-        self._sent: deque[float] = deque()
+        self._until: deque[float] = deque()  # when each of those that went makes room again
 
     def room(self, wanted: int) -> int:
         """How many of `wanted` may go now."""
         if not self._per_s:
             return wanted
         now = self._monotonic()
-        while self._sent and self._sent[0] <= now - WINDOW_S:
-            self._sent.popleft()
-        return min(wanted, self._per_s - len(self._sent))
+        while self._until and self._until[0] <= now:
+            self._until.popleft()
+        return min(wanted, self._per_s - len(self._until))
 
     def count(self, number: int) -> None:
         """So many go now."""
         if self._per_s:
-            now = self._monotonic()
-            self._sent.extend([now] * number)
+            self._until.extend([self._monotonic() + WINDOW_S] * number)
 
     def give_back(self, number: int) -> None:
         """So many of those that were counted last did not go after all."""
         if self._per_s:
             for _ in range(number):
-                self._sent.pop()
+                self._until.pop()
 
     def wait_s(self) -> float:
         """Until one may go."""
-        return max(self._sent[0] + WINDOW_S - self._monotonic(), 0.0) if self._sent else 0.0
+        return max(self._until[0] - self._monotonic(), 0.0) if self._until else 0.0
 
 
 class Timers:

@@ -54,7 +54,7 @@ class Desk:
     def clock(self) -> datetime:
         return datetime.now(UTC) + self.ahead
 
-    async def start(self) -> "Desk":
+    async def start(self, *, take_over: bool = False) -> "Desk":
         settings = self.settings
         common = TerminalSettings(
             folder=str(self.folder),
@@ -70,7 +70,13 @@ class Desk:
         store = open_store(settings.ledger_url.reveal())
         self.store = store
         self.ledger = await Ledger.open(
-            store, login=account.login, server=account.server, clock=self.clock, build="test", patience_s=5
+            store,
+            login=account.login,
+            server=account.server,
+            clock=self.clock,
+            build="test",
+            take_over=take_over,
+            patience_s=5,
         )
         self.ledger.tail.on_commit(self._changed.set)
         self.connection = Connection(
