@@ -24,6 +24,7 @@ import msgspec
 from gateway.broker import (
     Account,
     Activity,
+    Answered,
     CheckOutcome,
     Evidence,
     LoginRefused,
@@ -37,6 +38,7 @@ from gateway.broker import (
     Tick,
     Unknown,
 )
+from gateway.retcodes import lookup_error
 from gateway.terminal_child import (
     AskAccount,
     AskActivity,
@@ -233,7 +235,10 @@ class TerminalProcess:
                 outcomes += [self._not_running()] * len(batch)
                 continue
             exchange = child.submit(SendAll(batch), self.settings.call_deadline_s)
-            outcomes += _outcomes(exchange, await exchange.future, len(batch))
+            found = _outcomes(exchange, await exchange.future, len(batch))
+            if any(not isinstance(one, Answered) and lookup_error(one.code).link_broken for one in found):
+                child.kill("the terminal's link is broken")  # what is sent after that would only be unknown too
+            outcomes += found
         return outcomes
 
     async def check(self, requests: Sequence[TradeRequest]) -> list[CheckOutcome]:
