@@ -19,7 +19,7 @@ import msgspec
 
 from ledger.errors import LedgerDamaged, LedgerLocked, LedgerUnavailable
 from ledger.events import WRITER_STREAM, BatchSealed, Recorded, decode, order_stream, seq_of
-from ledger.sqlite_log import LogKeeper
+from ledger.sqlite_log import LogKeeper, lengthen
 
 PAGE: Final = 4_000
 OPEN_WAIT_S: Final = 10.0  # at the start and a take-over, for a program that holds the file
@@ -80,6 +80,10 @@ class EventStore:
         """The rows of a query. Raises LedgerUnavailable."""
         raise NotImplementedError
 
+    def _quick_rows(self, statement: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
+        """As `_rows`, for a query of a few rows that a commit may have to wait for."""
+        return self._rows(statement, parameters)
+
     def read(self, after: int, limit: int) -> list[Recorded]:
         """At most `limit` events with seq > `after`, in order."""
         return self._first(after, limit)[0]
@@ -122,7 +126,7 @@ class EventStore:
         for start in range(0, len(streams), _MANY):
             part = streams[start : start + _MANY]
             statement = f"SELECT originator_id FROM {self.table} WHERE originator_version = 1 AND {self._among(part)}"  # noqa: S608
-            found.update(row[0] for row in self._rows(statement, part))
+            found.update(row[0] for row in self._quick_rows(statement, part))
         return found
 
     def order_ids(self, prefix: str = "") -> Iterator[str]:
@@ -304,6 +308,9 @@ class _SqliteStore(EventStore):
                 self._writer.execute(f"PRAGMA journal_mode={self._journal}")
             for statement in SQLiteApplicationRecorder(datastore).create_table_statements:
                 self._writer.execute(statement)
+            if self._journal == "wal":
+                self._writer.execute("SELECT 1 FROM stored_events LIMIT 1").fetchone()  # a log exists from here on
+                lengthen(Path(f"{path}-wal"))
             self._writer.execute("PRAGMA busy_timeout=0")
         datastore.close()
 
@@ -317,7 +324,7 @@ class _SqliteStore(EventStore):
         )
         # A commit returns when it is on the disk.
         connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA wal_autocheckpoint=0")  # the log's keeper does it
+        connection.execute("PRAGMA wal_autocheckpoint=0")
         return connection
 
     def _rows(self, statement: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
@@ -332,6 +339,18 @@ class _SqliteStore(EventStore):
                 return connection.execute(statement, parameters).fetchall()
             finally:
                 self._give_back(connection)
+
+    def _quick_rows(self, statement: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
+        # The writer's own connection keeps in its cache what it wrote; any other one looks it up in the log anew
+        # after every commit. A commit that is under way is not waited for.
+        if self._writing.acquire(blocking=False):
+            try:
+                if self._writer is not None:
+                    with _unavailable(self.name):
+                        return self._writer.execute(statement, parameters).fetchall()
+            finally:
+                self._writing.release()
+        return self._rows(statement, parameters)
 
     def insert(self, batch: Sequence[Recorded]) -> None:
         # One writer at a time holds the file, and a rowid is one more than the greatest: rows come in the order
