@@ -28,15 +28,16 @@ from nats.aio.client import Client
 from gateway.broker import Account, LoginRefused, TerminalError
 from gateway.bus import OrderBus
 from gateway.config import OFF, Settings, described, safe_url, version_of
+from gateway.connection import Connection
 from gateway.embedded import NatsServer, ProjectionProcess, StartFailed, free_port
 from gateway.heads import PUBLIC_FILE, HeadSigner, seal_key
 from gateway.outbox import Outbox
 from gateway.submit import Submitter
+from gateway.sync import Sync
 from gateway.terminal import TerminalProcess, TerminalStatus
 from gateway.terminal_child import TerminalSettings
-from ledger.account_events import AccountConnected, AccountDisconnected, ConfigurationAccepted
-from ledger.account_events import LoginRefused as LoginRefusal
-from ledger.errors import LedgerError, SinkAhead
+from ledger.account_events import ConfigurationAccepted
+from ledger.errors import SinkAhead
 from ledger.events import account_stream
 from ledger.heads import key_id
 from ledger.store import EventStore, open_store, sqlite_path
@@ -71,7 +72,7 @@ class Service:
         self._failures: list[asyncio.Future[Any]] = []
         self._url = ""
         self._reconnected: Callable[[], None] = lambda: None
-        self._trade_changed: Callable[[TerminalStatus], None] = _log_terminal("trade")
+        self._trade_changed: Callable[[TerminalStatus], None] = lambda _: None
 
     def ask_to_stop(self) -> None:
         self._stop_asked.set()
@@ -139,21 +140,33 @@ class Service:
             version=version, origin="flags, environment, defaults", digest=digest, settings=described(settings)
         )
         ledger.append(account_stream(account.login), accepted, Cause(actor="gateway"))
-        ledger.append(account_stream(account.login), _connected(account, settings), Cause(actor="gateway"))
         every_s, every_seals = settings.seal_sign_every_s, settings.seal_sign_every_seals
         signer = HeadSigner(ledger, key, utc_now, every_s=every_s, every_seals=every_seals)
         self._failures.append(signer.start())
         self._later("signed head", signer.stop)
-        submitter = Submitter(ledger, trade, query, settings, utc_now)
-        submitter.set_broker_utc_offset(account.server_utc_offset_s or 0)
+        link = Connection(
+            trade,
+            ledger,
+            account,
+            terminal=settings.terminal,
+            check_s=settings.connection_check_s,
+            auto_reconnect=settings.auto_reconnect,
+            reconnect_interval_s=settings.reconnect_interval_s,
+        )
+        self._trade_changed = link.terminal_changed
+        link.start()
+        self._later("connection to the broker", link.stop)
+        submitter = Submitter(ledger, trade, query, settings, utc_now, link)
         ledger.tail.on_commit(projections.wake)
+        sync = Sync(ledger, store, query, settings, utc_now, link, submitter)
+        await sync.start()
+        self._later("the account followed", sync.stop)
         submitter.start()
-        self._failures.append(submitter.failure)
+        self._failures += (submitter.failure, sync.failure)
         bus = OrderBus(connection, ledger, submitter, utc_now)
         self._reconnected = bus.reconnected
         self._later("orders at the broker", lambda: submitter.stop(STOP_SENDS_S))
         self._later("orders in", bus.stop)
-        self._trade_changed = self._on_terminal_change(ledger, account)
         await bus.start()
         self._failures.append(bus.failure)
         self._write_run_file(ledger, account, found)
@@ -198,11 +211,19 @@ class Service:
             path=settings.mt5_path,
             call_deadline_s=settings.call_deadline_s,
             seed=settings.simulated_seed,
+            restart=settings.auto_reconnect,
+            reconnect_interval_s=settings.reconnect_interval_s,
         )
         password = settings.mt5_password.reveal()
-        trade = TerminalProcess(common, password, on_change=lambda status: self._trade_changed(status))
+        log_trade = _log_terminal("trade")
+
+        def changed(status: TerminalStatus) -> None:
+            log_trade(status)
+            self._trade_changed(status)
+
+        trade = TerminalProcess(common, password, on_change=changed)
         query = TerminalProcess(
-            msgspec.structs.replace(common, role="query"), password, on_change=_log_terminal("query")
+            msgspec.structs.replace(common, role="query", restart=True), password, on_change=_log_terminal("query")
         )
         self._later("terminals", lambda: asyncio.gather(trade.close(), query.close()))
         return trade, query
@@ -315,29 +336,6 @@ class Service:
             f"({mode}, {plain(account.balance):,} {account.currency})"
         )
 
-    def _on_terminal_change(self, ledger: Ledger, account: Account) -> Callable[[TerminalStatus], None]:
-        """Records when the trading terminal goes and comes."""
-        logged = _log_terminal("trade")
-
-        def changed(status: TerminalStatus) -> None:
-            logged(status)
-            if ledger.failure.done():
-                return
-            with contextlib.suppress(LedgerError):
-                if status.state == "down":
-                    gone = AccountDisconnected(login=account.login, server=account.server, reason=status.text or "down")
-                    ledger.append(account_stream(account.login), gone, Cause(actor="gateway"))
-                elif status.state == "refused":
-                    refused = LoginRefusal(
-                        login=account.login, server=account.server, code=status.code, reason=status.text
-                    )
-                    ledger.append(account_stream(account.login), refused, Cause(actor="gateway"))
-                elif status.state == "connected":
-                    connected = _connected(account, self._settings)
-                    ledger.append(account_stream(account.login), connected, Cause(actor="gateway"))
-
-        return changed
-
     def _write_run_file(self, ledger: Ledger, account: Account, projections: dict[str, Any]) -> None:
         settings = self._settings
         ledger_url = settings.ledger_url.reveal()
@@ -432,19 +430,6 @@ async def _together(
         if isinstance(one, BaseException):
             raise one
     return found[0], found[1], found[2]  # type: ignore[return-value]  # the exceptions are gone
-
-
-def _connected(account: Account, settings: Settings) -> AccountConnected:
-    return AccountConnected(
-        login=account.login,
-        server=account.server,
-        currency=account.currency,
-        margin_mode=account.margin_mode,
-        balance=account.balance,
-        equity=account.equity,
-        terminal=settings.terminal,
-        broker_utc_offset_s=account.server_utc_offset_s or 0,
-    )
 
 
 def _lock_folder(folder: Path) -> FileLock:

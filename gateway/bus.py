@@ -21,7 +21,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
 
-from gateway.submit import SUPPORTED, Submitter
+from gateway.submit import Submitter
 from ledger.account_events import MessageRejected
 from ledger.commands import ReceiveOrder
 from ledger.errors import LedgerError
@@ -209,7 +209,7 @@ class OrderBus:
                 self.failure.set_result(error)
 
     async def _take(self, messages: Sequence[Msg]) -> None:
-        received = [read_order(message.data, self._account, SUPPORTED) for message in messages]
+        received = [read_order(message.data, self._account) for message in messages]
         await self._ledger.load({one.order_id for one in received if one.order_id is not None})
         durable: list[asyncio.Future[Any]] = []
         for message, one in zip(messages, received, strict=True):

@@ -84,6 +84,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     not_after_s: float = 2.0
     server_timeout_s: float = 5.0
     default_deviation_points: int = 20
+    max_requests_per_s: int = 0  # to the terminal; 0: no limit
+    auto_reconnect: bool = True
+    reconnect_interval_s: float = 30.0
+    connection_check_s: float = 1.0
+    poll_interval_s: float = 1.0
+    deal_overlap_s: float = 5.0
 
     @property
     def settle_s(self) -> float:
@@ -188,6 +194,13 @@ VARIABLES: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "CALL_DEADLINE_S": ("call_deadline_s", _number(float, 0.1, 600)),
     "NOT_AFTER_S": ("not_after_s", _number(float, 0.1, 2)),
     "SERVER_TIMEOUT_S": ("server_timeout_s", _number(float, 0, 600)),
+    "DEFAULT_DEVIATION_POINTS": ("default_deviation_points", _number(int, 0, 1_000_000)),
+    "MAX_REQUESTS_PER_S": ("max_requests_per_s", _number(int, 0, 100_000)),
+    "AUTO_RECONNECT": ("auto_reconnect", _switch),
+    "RECONNECT_INTERVAL_S": ("reconnect_interval_s", _number(float, 0.1, 86_400)),
+    "CONNECTION_CHECK_S": ("connection_check_s", _number(float, 0.05, 60)),
+    "POLL_INTERVAL_S": ("poll_interval_s", _number(float, 0.05, 3_600)),
+    "DEAL_OVERLAP_S": ("deal_overlap_s", _number(float, 1, 86_400)),
 }
 
 

@@ -42,6 +42,7 @@ from ledger.trade import Deal, Position, TargetImage, TradeRequest
 
 MAX_TEXT: Final = 29
 NOT_AFTER_PASSED: Final = NotSent(0, "not_after passed")
+NOT_CONNECTED: Final = "the terminal is not connected to its broker"
 LINK_DOWN: Final = NotSent(-10004, "the terminal's link is down")
 _DAY_S: Final = 86_400
 _QUARTER_S: Final = 900
@@ -269,13 +270,13 @@ class Mt5Session:
         slack = _DAY_S if offset is None else 60
         first, last = max(int(now - since_s - slack), 1), int(now + _DAY_S + (0 if offset is not None else slack))
         try:
-            self._connected()
+            self.verify()
             orders = [row for row in self._ask("orders_get") if carries(row)]
             history = [row for row in self._ask("history_orders_get", first, last) if carries(row)]
             known = {row.ticket for row in (*orders, *history)}
             deals = [row for row in self._ask("history_deals_get", first, last) if carries(row) or row.order in known]
             positions = [row for row in self._ask("positions_get") if carries(row)]
-            self._connected()
+            self.verify()
             return Evidence(
                 complete=True,
                 orders=tuple(self._read(decode.order, row) for row in orders),
@@ -290,7 +291,7 @@ class Mt5Session:
 
     def target(self, target: Target) -> TargetView:
         """The target as it is now. Raises TerminalError unless every question was answered while connected."""
-        self._connected()
+        self.verify()
         image = TargetImage(
             position=self._position(target.position_id),
             position_by=self._position(target.position_by_id),
@@ -303,7 +304,7 @@ class Mt5Session:
         if target.position_id:
             rows = self._ask("history_deals_get", position=target.position_id)
             deals = tuple(self._read(decode.deal, row) for row in rows)
-        self._connected()
+        self.verify()
         return TargetView(image=image, history=history, deals=deals)
 
     def _position(self, identifier: int) -> Position | None:
@@ -320,22 +321,26 @@ class Mt5Session:
         rows = self._ask(function, ticket=ticket) if ticket else ()
         return next((self._read(reader, row) for row in rows if row.ticket == ticket), None)
 
-    def activity(self, since_msc: int) -> Activity:
+    def activity(self, since_msc: int, *, orders: bool = True, rest: bool = True) -> Activity:
         """Working before ended before dealt: what moves meanwhile is seen twice rather than not at all."""
-        self._connected()
+        self.verify()
         first, last = max(since_msc // 1000, 1), int(self._wall() + _WIDEST_ZONE_S + _DAY_S)
-        orders = tuple(self._read(decode.order, row) for row in self._ask("orders_get"))
-        history = tuple(self._read(decode.order, row) for row in self._ask("history_orders_get", first, last))
-        deals = tuple(self._read(decode.deal, row) for row in self._ask("history_deals_get", first, last))
-        positions = tuple(self._read(decode.position, row) for row in self._ask("positions_get"))
-        self._connected()
-        return Activity(positions=positions, orders=orders, history=history, deals=deals)
+        working = self._all(decode.order, "orders_get") if orders else ()
+        history = self._all(decode.order, "history_orders_get", first, last) if rest else ()
+        deals = self._all(decode.deal, "history_deals_get", first, last)
+        positions = self._all(decode.position, "positions_get") if rest else ()
+        self.verify()
+        return Activity(positions=positions, orders=working, history=history, deals=deals)
 
-    def _connected(self) -> None:
-        """Raises unless the terminal is connected to its broker, as the account this session is for."""
+    def verify(self) -> Account:
+        """The account. Raises TerminalError unless the terminal is connected to its broker, as the account this
+        session is for."""
         if not self._ask("terminal_info").connected:
-            raise TerminalError("the terminal is not connected to its broker")
-        self.account()
+            raise TerminalError(NOT_CONNECTED)
+        return self.account()
+
+    def _all(self, reader: Callable[[Any], T], function: str, *args: Any) -> tuple[T, ...]:
+        return tuple(self._read(reader, row) for row in self._ask(function, *args))
 
     # ---- calling
 

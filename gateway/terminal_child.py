@@ -49,6 +49,7 @@ class TerminalSettings(msgspec.Struct, frozen=True, kw_only=True):
     deal_wait_s: float = 0.05
     lock_wait_s: float = 10.0
     restart: bool = True
+    reconnect_interval_s: float = 10.0  # the longest pause between two attempts to connect again
     clock_symbol: str = "EURUSD"  # its ticks show the server's time zone
     seed: int = 1
     simulated_options: tuple[str, ...] = ()  # arguments of a new simulated broker
@@ -103,9 +104,15 @@ class AskTarget(msgspec.Struct, frozen=True, tag=7, array_like=True):
 
 class AskActivity(msgspec.Struct, frozen=True, tag=8, array_like=True):
     since_msc: int
+    orders: bool = True
+    rest: bool = True
 
 
-Call = Connect | CheckAll | SendAll | AskSymbol | AskTick | AskAccount | Find | AskTarget | AskActivity
+class Verify(msgspec.Struct, frozen=True, tag=9, array_like=True):
+    pass
+
+
+Call = Connect | CheckAll | SendAll | AskSymbol | AskTick | AskAccount | Find | AskTarget | AskActivity | Verify
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True):
@@ -231,8 +238,10 @@ def _answer(parent: Parent, session: Mt5Session, call: Call, *, may_send: bool) 
             parent.reply(session.find(magics, comments, since_s))
         case AskTarget(target):
             parent.reply(session.target(target))
-        case AskActivity(since_msc):
-            parent.reply(session.activity(since_msc))
+        case AskActivity(since_msc, orders, rest):
+            parent.reply(session.activity(since_msc, orders=orders, rest=rest))
+        case Verify():
+            parent.reply(session.verify())
         case Connect():
             raise TerminalError("already connected")
 

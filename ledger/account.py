@@ -14,6 +14,7 @@ from ledger.account_events import (
     AccountReconciled,
     ConfigurationAccepted,
     ConfigurationRefused,
+    DealsFollowed,
     ExternalDealObserved,
     LoginRefused,
     SnapshotTaken,
@@ -55,7 +56,7 @@ def evolve_account(account: Account, event: AccountEvent) -> Account:
             changes["halts"] = tuple(halt for halt in account.halts if halt.source != event.source)
         case ConfigurationAccepted():
             changes["config_version"] = event.version
-        case ExternalDealObserved() | ConfigurationRefused() | AccountReconciled() | SnapshotTaken():
+        case ExternalDealObserved() | DealsFollowed() | ConfigurationRefused() | AccountReconciled() | SnapshotTaken():
             pass
         case _:
             assert_never(event)

@@ -36,12 +36,22 @@ class LoginRefused(Fact, frozen=True, kw_only=True, gc=False, tag="account.login
 
 
 class ExternalDealObserved(Fact, frozen=True, kw_only=True, gc=False, tag="account.external_deal_observed"):
-    """A deal of this account that is none of ours: by hand, by another program, by the broker."""
+    """A deal of this account that no request of ours asked for: by hand, by another program, by the broker (stop
+    loss, take profit, stop-out, costs). `order_id`: the order that opened the position it acts on, where known."""
 
     deal: Deal
     broker_time: datetime | None = None
     broker_utc_offset_s: int = 0
     note: str = ""
+    order_id: str = ""
+
+
+class DealsFollowed(Fact, frozen=True, kw_only=True, gc=False, tag="account.deals_followed"):
+    """Where to look for deals after a restart: all that the broker showed before `through_msc` (its clock) are in the
+    ledger before this event. `tickets`: those of them that are looked at again from there on."""
+
+    through_msc: int
+    tickets: tuple[int, ...] = ()
 
 
 class TradingHalted(Fact, frozen=True, kw_only=True, gc=False, tag="account.halted"):
@@ -133,6 +143,7 @@ AccountEvent = (
     | AccountDisconnected
     | LoginRefused
     | ExternalDealObserved
+    | DealsFollowed
     | TradingHalted
     | TradingResumed
     | ConfigurationAccepted

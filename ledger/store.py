@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import msgspec
 
 from ledger.errors import LedgerDamaged, LedgerLocked, LedgerUnavailable
-from ledger.events import WRITER_STREAM, BatchSealed, Recorded, decode, seq_of
+from ledger.events import WRITER_STREAM, BatchSealed, Recorded, decode, order_stream, seq_of
 from ledger.sqlite_log import LogKeeper, lengthen
 
 PAGE: Final = 4_000
@@ -70,6 +70,7 @@ class EventStore:
     table = "stored_events"
     cursor = "rowid"
     place = "?"
+    binary = ""  # what makes a comparison of texts one of bytes
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -127,6 +128,21 @@ class EventStore:
             statement = f"SELECT originator_id FROM {self.table} WHERE originator_version = 1 AND {self._among(part)}"  # noqa: S608
             found.update(row[0] for row in self._quick_rows(statement, part))
         return found
+
+    def order_ids(self, prefix: str = "") -> Iterator[str]:
+        """The ids of all orders that begin with the prefix, in pages."""
+        column = f"originator_id{self.binary}"
+        last, end = order_stream(prefix), order_stream(prefix) + "~"  # behind all that an order id may hold
+        statement = (
+            f"SELECT {column} FROM {self.table} WHERE {column} >= {self.place} AND {column} < {self.place} "  # noqa: S608
+            f"AND originator_version = 1 ORDER BY {column} LIMIT {PAGE}"
+        )
+        while True:
+            page = [str(row[0]) for row in self._rows(statement, (last, end))]
+            yield from (one.removeprefix("order/") for one in page)
+            if len(page) < PAGE:
+                return
+            last = page[-1] + " "  # before all that an order id may hold
 
     def head(self) -> Recorded | None:
         """The last seal."""

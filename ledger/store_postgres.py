@@ -120,6 +120,7 @@ class PostgresStore(EventStore):
 
     cursor = "notification_id"
     place = "%s"
+    binary = ' COLLATE "C"'
 
     def __init__(self, url: str, *, readonly: bool) -> None:
         try:

@@ -18,6 +18,7 @@ from ledger.account_events import (
     AccountReconciled,
     ConfigurationAccepted,
     ConfigurationRefused,
+    DealsFollowed,
     Difference,
     ExternalDealObserved,
     LoginRefused,
@@ -365,6 +366,7 @@ _EVENTS: Final[tuple[Event, ...]] = (
         broker_utc_offset_s=7200,
         note="by hand",
     ),
+    DealsFollowed(through_msc=1_772_366_400_123, tickets=(7, 8)),
     TradingHalted(source="operator", reason="loss of the day", by="ann", cancel_orders=True),
     TradingResumed(source="operator", reason="checked", by="bob"),
     ConfigurationAccepted(
@@ -446,6 +448,10 @@ _MORE: Final[dict[str, Event]] = {
         positions=(_POSITION,),
         deals=(_DEAL,),
     ),
+    "v1/order.outcome_probed+settled": OutcomeProbed(
+        attempt=1, complete=True, found=True, reason="position 901 changed, and no deal says by what", settled=True
+    ),
+    "v1/account.external_deal_observed+order": ExternalDealObserved(deal=_DEAL, note="stop loss", order_id="ord_1"),
     "v1/inbox.message_rejected+hex": MessageRejected(
         reasons=("the message is not a JSON object",), raw=Raw(size=2, sha256="ab" * 32, text="fffe", encoding="hex")
     ),

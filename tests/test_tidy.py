@@ -39,6 +39,10 @@ PURE = {
     "gateway/times.py": {"datetime", "typing", "msgspec"},
     "gateway/describe.py": {"collections", "datetime", "decimal", "typing", "msgspec"},
     "gateway/retcodes.py": {"enum", "typing", "msgspec"},
+    "gateway/broker.py": {"collections", "decimal", "typing", "msgspec"},
+    "gateway/requests.py": {"datetime", "decimal", "typing"},
+    "gateway/targets.py": {"collections", "decimal", "typing"},
+    "gateway/answers.py": {"datetime", "decimal", "typing"},
 }
 FORBIDDEN_CALLS = {"now", "utcnow", "today", "time", "monotonic", "uuid4", "random", "open", "print", "input"}
 TOP = {

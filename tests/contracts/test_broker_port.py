@@ -28,6 +28,7 @@ from gateway.broker import (
 )
 from gateway.mt5 import Mt5Session
 from gateway.simulated.link import stop_broker
+from gateway.simulated.window import ask
 from gateway.terminal import TerminalProcess
 from gateway.terminal_child import TerminalSettings, load_module
 from ledger.trade import TargetImage, TradeRequest
@@ -66,8 +67,11 @@ class InProcess:
     async def target(self, target: Target) -> TargetView:
         return self.session.target(target)
 
-    async def activity(self, since_msc: int) -> Activity:
-        return self.session.activity(since_msc)
+    async def activity(self, since_msc: int, *, orders: bool = True, rest: bool = True) -> Activity:
+        return self.session.activity(since_msc, orders=orders, rest=rest)
+
+    async def verify(self) -> Account:
+        return self.session.verify()
 
     async def close(self) -> None:
         self.session.close()
@@ -297,3 +301,22 @@ async def test_activity_shows_positions_orders_and_deals_from_a_server_time_on(b
     later = await broker.activity(deal.time_msc + 60_000)
     assert deal not in later.deals
     assert deal.position_id in {position.identifier for position in later.positions}
+
+
+async def test_activity_leaves_out_what_is_not_asked_for(broker: Broker, magic: int) -> None:
+    [opened] = await broker.send([send(buy(magic))])
+    assert isinstance(opened, Answered)
+    seen = await broker.activity(opened.deals[0].time_msc, orders=False, rest=False)
+    assert opened.deals[0] in seen.deals
+    assert (seen.positions, seen.orders, seen.history) == ((), (), ())
+
+
+async def test_a_connection_is_verified_and_a_cut_one_is_not(implementation: Implementation, tmp_path: Path) -> None:
+    with broker_in(tmp_path / "broker"):
+        broker = implementation(settings_of(tmp_path), "any")
+        await broker.connect()
+        assert (await broker.verify()).login == LOGIN
+        ask(tmp_path / "broker", "cut", duration="1m")
+        with pytest.raises(TerminalError, match="not connected to its broker"):
+            await broker.verify()
+        await broker.close()
