@@ -195,13 +195,18 @@ class Service:
             login=settings.mt5_login,
             server=settings.mt5_server,
             path=settings.mt5_path,
+            bridge_host=settings.mt5linux_host,
+            bridge_port=settings.mt5linux_port,
             call_deadline_s=settings.call_deadline_s,
             seed=settings.simulated_seed,
         )
         password = settings.mt5_password.reveal()
         trade = TerminalProcess(common, password, on_change=lambda status: self._trade_changed(status))
+        port = settings.mt5linux_query_port or settings.mt5linux_port
         query = TerminalProcess(
-            msgspec.structs.replace(common, role="query"), password, on_change=_log_terminal("query")
+            msgspec.structs.replace(common, role="query", bridge_port=port),
+            password,
+            on_change=_log_terminal("query"),
         )
         self._later("terminals", lambda: asyncio.gather(trade.close(), query.close()))
         return trade, query

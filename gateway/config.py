@@ -71,6 +71,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     mt5_server: str = ""
     mt5_path: str = ""
     mt5_password: Secret = Secret("")
+    mt5linux_host: str = "127.0.0.1"
+    mt5linux_port: int = 18812
+    mt5linux_query_port: int = 0  # of a second server, which queries then do not share with sends; 0: the same one
     simulated_seed: int = 1
     simulated_faults: str = ""
 
@@ -171,6 +174,9 @@ VARIABLES: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "MT5_SERVER": ("mt5_server", str),
     "MT5_PATH": ("mt5_path", str),
     "MT5_PASSWORD": ("mt5_password", Secret),
+    "MT5LINUX_HOST": ("mt5linux_host", str),
+    "MT5LINUX_PORT": ("mt5linux_port", _number(int, 1, 65535)),
+    "MT5LINUX_QUERY_PORT": ("mt5linux_query_port", _port),
     "SIMULATED_FAULTS": ("simulated_faults", _faults),
     "SIMULATED_SEED": ("simulated_seed", _number(int, 0, 2**63 - 1)),
     "SEAL_KEY": ("seal_key", Secret),

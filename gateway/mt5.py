@@ -56,6 +56,10 @@ _INTEGERS: Final = (
 T = TypeVar("T")
 
 
+class NotAfterPassed(Exception):
+    """Raised by a module's `order_send_until` that did not begin the call: it was too late."""
+
+
 class _NotCarried(Exception):
     """The request cannot be expressed to the binding as it is."""
 
@@ -109,6 +113,7 @@ class Mt5Session:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._mt5 = module
+        self._send_until = getattr(module, "order_send_until", None)  # of a terminal elsewhere, see mt5_bridge.py
         self._login = login
         self._password = password
         self._server = server
@@ -201,7 +206,12 @@ class Mt5Session:
         if not_after is not None and self._monotonic() > not_after:
             return NOT_AFTER_PASSED
         try:
-            result = getattr(self._mt5, function)(fields)
+            if not_after is not None and self._send_until is not None:
+                result = self._send_until(fields, not_after)
+            else:
+                result = getattr(self._mt5, function)(fields)
+        except NotAfterPassed:
+            return NOT_AFTER_PASSED
         except Exception as error:  # the binding does not raise here; a remote one may, at any point
             return Unknown(0, f"{function} raised {type(error).__name__}")
         if result is not None:

@@ -44,6 +44,8 @@ class TerminalSettings(msgspec.Struct, frozen=True, kw_only=True):
     login: int = 0  # 0: whatever account the terminal is logged in to
     server: str = ""
     path: str = ""
+    bridge_host: str = "127.0.0.1"  # of the mt5linux server
+    bridge_port: int = 18812
     timeout_s: float = 60.0  # of initialize and login
     call_deadline_s: float = 10.0  # of every other call, kept by the parent
     deal_wait_s: float = 0.05
@@ -59,7 +61,8 @@ class TerminalSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def lock_path(self) -> Path:
-        place = blake2b(f"{self.kind}|{self.server}|{self.path}".encode(), digest_size=4).hexdigest()
+        bridge = f"|{self.bridge_host}:{self.bridge_port}" if self.kind == "mt5linux" else ""
+        place = blake2b(f"{self.kind}|{self.server}|{self.path}{bridge}".encode(), digest_size=4).hexdigest()
         return Path(self.folder) / f"terminal-{self.login}-{place}.lock"
 
 
@@ -300,7 +303,9 @@ def load_module(settings: TerminalSettings) -> Any:
             return import_module("MetaTrader5")
         except ImportError as error:
             raise TerminalError(f"cannot import MetaTrader5, which exists for Windows only: {error}") from None
-    raise TerminalError(f"terminal kind {settings.kind!r} is not available")
+    from gateway.mt5_bridge import Bridge
+
+    return Bridge(settings.bridge_host, settings.bridge_port)
 
 
 def main() -> None:
