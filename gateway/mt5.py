@@ -37,6 +37,7 @@ from gateway.broker import (
     Unknown,
 )
 from gateway.mt5_decode import Unreadable
+from gateway.mt5_remote import plain
 from gateway.retcodes import OrderEffect, lookup_error
 from ledger.trade import Deal, Position, TargetImage, TradeRequest
 
@@ -113,7 +114,8 @@ class Mt5Session:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._mt5 = module
-        self._send_until = getattr(module, "order_send_until", None)  # of a terminal elsewhere, see mt5_bridge.py
+        # Of a terminal elsewhere (mt5_bridge.py). Looked for in the class: a stand-in may answer to any name.
+        self._send_until = module.order_send_until if hasattr(type(module), "order_send_until") else None
         self._login = login
         self._password = password
         self._server = server
@@ -124,6 +126,7 @@ class Mt5Session:
         self._monotonic = monotonic
         self._wall = wall
         self._sleep = sleep
+        self._told: set[str] = set()  # structs whose fields the reader of `read` knows
         self.link_broken = True
         self.server_utc_offset_s: int | None = None
         self._last_tick = (0.0, -math.inf)  # of the clock symbol: its time, and when we looked
@@ -346,6 +349,19 @@ class Mt5Session:
         if not self._ask("terminal_info").connected:
             raise TerminalError("the terminal is not connected to its broker")
         self.account()
+
+    def read(
+        self, function: str, arguments: Sequence[Any], keywords: dict[str, Any]
+    ) -> tuple[Any, Any, tuple[int, str]]:
+        """The module's own result as data (`mt5_values.Reader` reads it), the name of an exception it raised, and
+        last_error. Raises TerminalError when the link is down."""
+        if self.link_broken:
+            raise TerminalError(LINK_DOWN.text, LINK_DOWN.code)
+        try:
+            result = getattr(self._mt5, function)(*arguments, **keywords)
+        except Exception as error:
+            return None, type(error).__name__, (1, "Success")
+        return plain(result, self._told), None, self._last_error() if result is None else (1, "Success")
 
     # ---- calling
 

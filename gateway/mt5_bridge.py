@@ -3,8 +3,8 @@
 An mt5linux server is rpyc's classic server in a Windows Python that has the MetaTrader5 package. This is a client of
 it and stands in the package's place. mt5linux's own client (1.1.1) does not fit a gateway: it starts and removes
 containers by itself, writes each request into source text (the password too) that the server evaluates, repeats a
-failed `initialize`, has its results pickled, and Python 3.11 cannot read it. Here a small function is installed in the
-server once, and a call is one request to it: values go over as values, and results come back as tuples.
+failed `initialize`, has its results pickled, and Python 3.11 cannot read it. Here the server gets mt5_remote.py once,
+and a call is one request to that: values go over as values, and results come back as tuples.
 
 What a remote terminal adds, and how it is met:
 
@@ -22,77 +22,21 @@ process in return.
 import socket
 import time
 from collections.abc import Callable
-from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
+from gateway import mt5_remote
 from gateway.broker import TerminalError
 from gateway.mt5 import NotAfterPassed
-from gateway.simulated import constants, structs
+from gateway.mt5_values import NotCarried, Reader, carried, pairs
+from gateway.simulated import constants
 
 DEFAULT_PORT: Final = 18812
 CONNECT_TIMEOUT_S: Final = 5.0
 _BOOLEAN: Final = ("initialize", "login", "symbol_select", "shutdown")  # False, not None, when they fail
 _ORDERS: Final = ("order_check", "order_send")
 _SUCCESS: Final = (1, "Success")
-
-# What runs in the server, shared by all its clients. It must pass as Python 3.8 and needs nothing of ours.
-REMOTE: Final = '''
-import sys
-import threading
-import time
-import types
-
-sys.path.append("C:\\\\mt5libs")  # where mt5linux's images keep the package
-import MetaTrader5 as mt5
-
-
-class Shared(types.ModuleType):
-    lock = threading.Lock()
-
-
-shared = sys.modules.setdefault("order_ledger_bridge", Shared("order_ledger_bridge"))
-told = set()  # structs whose fields this client knows
-
-
-def plain(value):
-    if hasattr(value, "n_fields"):
-        name = type(value).__name__
-        fields = None if name in told else tuple(value._asdict())
-        told.add(name)
-        return "struct", name, fields, tuple(map(plain, value))
-    if isinstance(value, tuple):
-        return "tuple", tuple(map(plain, value))
-    if hasattr(value, "dtype"):
-        return "array", tuple(value.dtype.descr), value.tobytes()
-    return "value", value
-
-
-def call(name, args, keywords, request, until):
-    """(clock, what came of it, the result or why there is none, last_error)"""
-    with shared.lock:
-        function = getattr(mt5, name, None)
-        if function is None:
-            return time.monotonic(), "missing", name, None
-        if request is not None:
-            args = (dict(request),)
-        now = time.monotonic()
-        if until is not None and now > until:
-            return now, "late", None, None
-        try:
-            result = function(*args, **dict(keywords))
-        except Exception as error:
-            return time.monotonic(), "raised", type(error).__name__, None
-        if result is None or result is False:
-            error = tuple(mt5.last_error())
-        else:
-            error = (1, "Success")
-        return time.monotonic(), "done", plain(result), error
-
-
-def clock():
-    return time.monotonic()
-'''
 
 
 class Bridge:
@@ -118,7 +62,7 @@ class Bridge:
         self._remote: Callable[..., Any] | None = None
         self._ahead_s = 0.0  # the server's monotonic clock minus ours, at least
         self._error: tuple[int, str] = _SUCCESS
-        self._structs: dict[str, type[structs.StructSequence]] = {}
+        self._reader = Reader()
 
     def __getattr__(self, name: str) -> Any:
         if name.isupper():
@@ -165,9 +109,9 @@ class Bridge:
         request = None
         try:
             if name in _ORDERS and len(args) == 1 and isinstance(args[0], dict):
-                request, args = _pairs(args[0]), ()
-            call = (name, tuple(map(_carried, args)), _pairs(kwargs), request)
-        except _NotCarried as error:
+                request, args = pairs(args[0]), ()
+            call = (name, tuple(map(carried, args)), pairs(kwargs), request)
+        except NotCarried as error:
             self._error = (-2, str(error))
             return failed
         limit = None if until is None else until + self._ahead_s
@@ -176,7 +120,7 @@ class Bridge:
         try:
             clock, what, result, told = self._remote(*call, limit)
             self._ahead_s = clock - time.monotonic()
-            value = self._read(result) if what == "done" else None
+            value = self._reader.read(result) if what == "done" else None
         except Exception as problem:  # of the connection, or of a reply that cannot be read: it may have been done
             self._disconnect()
             self._error = (-10002, f"IPC recv failed, {self._told(problem)}")
@@ -189,22 +133,6 @@ class Bridge:
             raise (TypeError if result == "TypeError" else RuntimeError)(f"{name} raised {result}")
         self._error = told
         return value
-
-    def _read(self, result: tuple[Any, ...]) -> Any:
-        match result:
-            case ("value", value):
-                return value
-            case ("tuple", items):
-                return tuple(map(self._read, items))
-            case ("struct", name, fields, items):
-                if fields is not None:
-                    self._structs[name] = structs.define(name, fields)
-                return self._structs[name](map(self._read, items))
-            case ("array", fields, data):
-                import numpy as np
-
-                return np.frombuffer(data, dtype=[tuple(field) for field in fields]).copy()
-        raise ValueError("an unknown kind of value")
 
     # ---- the connection
 
@@ -220,11 +148,10 @@ class Bridge:
         # ClassicClient: unlike rpyc.classic.connect it gives the server no hold of this process.
         limit = {"sync_request_timeout": CONNECT_TIMEOUT_S}
         self._connection = connect_stream(SocketStream(sock), ClassicClient, limit)
-        self._connection.execute(REMOTE)
-        self._structs.clear()
+        self._connection.execute(Path(mt5_remote.__file__).read_text())
+        self._ahead_s = self._connection.namespace["ready"]() - time.monotonic()
         self._remote = self._connection.namespace["call"]
-        clock = self._connection.namespace["clock"]
-        self._ahead_s = clock() - time.monotonic()
+        self._reader = Reader()
 
     def _disconnect(self) -> None:
         connection, self._connection, self._remote = self._connection, None, None
@@ -235,21 +162,3 @@ class Bridge:
         """The error without its text if it comes from the server, which could quote the password."""
         text = str(error) if isinstance(error, OSError | EOFError | ImportError) else ""
         return f"mt5linux at {self._host}:{self._port}: {type(error).__name__}{': ' if text else ''}{text}"
-
-
-class _NotCarried(Exception):
-    """The text is that of last_error -2: the server is not asked."""
-
-
-def _carried(value: Any, name: str = "") -> Any:
-    """The value as the package would read it, of a type that goes over as a value."""
-    if isinstance(value, datetime):
-        return int(value.timestamp())
-    for kind in (bool, int, float, str):
-        if isinstance(value, kind):
-            return kind(value)
-    raise _NotCarried(f'Invalid "{name}" argument' if name else "Invalid arguments")
-
-
-def _pairs(fields: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple((str(name), _carried(value, str(name))) for name, value in fields.items())

@@ -111,6 +111,26 @@ class AskActivity(msgspec.Struct, frozen=True, tag=8, array_like=True):
 Call = Connect | CheckAll | SendAll | AskSymbol | AskTick | AskAccount | Find | AskTarget | AskActivity
 
 
+class Read(msgspec.Struct, frozen=True, tag=20, array_like=True):
+    """A read call of the module as it is, for those who want its own structs (gateway/mt5_manager.py)."""
+
+    function: str
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+
+# Those that change nothing: all others are orders, or of the connection.
+READ_CALLS: Final = frozenset(
+    (
+        "version", "terminal_info", "account_info", "symbols_total", "symbols_get", "symbol_info", "symbol_info_tick",
+        "market_book_add", "market_book_get", "market_book_release", "copy_rates_from", "copy_rates_from_pos",
+        "copy_rates_range", "copy_ticks_from", "copy_ticks_range", "orders_total", "orders_get", "positions_total",
+        "positions_get", "history_orders_total", "history_orders_get", "history_deals_total", "history_deals_get",
+        "order_check", "order_calc_margin", "order_calc_profit",
+    )
+)  # fmt: skip
+
+
 class Failed(msgspec.Struct, frozen=True, array_like=True):
     """A TerminalError on its way to the parent."""
 
@@ -125,7 +145,7 @@ class Reply(msgspec.Struct, Generic[T], frozen=True, array_like=True):
     at: float = 0.0  # monotonic time of an outcome within a batch: from then on the next one had its time
 
 
-_calls = msgspec.msgpack.Decoder(Call)
+_calls = msgspec.msgpack.Decoder(Call | Read)
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -137,7 +157,7 @@ class Parent:
         self.evidence = evidence
         self._buffer = bytearray()
 
-    def receive(self) -> Call:
+    def receive(self) -> Call | Read:
         """The next request; the process ends when there will be none."""
         buffer = self._buffer
         while len(buffer) < 4 or len(buffer) < 4 + int.from_bytes(buffer[:4], "little"):
@@ -149,7 +169,7 @@ class Parent:
                 leave()
             buffer += data
         length = int.from_bytes(buffer[:4], "little")
-        call: Call = _calls.decode(buffer[4 : 4 + length])
+        call: Call | Read = _calls.decode(buffer[4 : 4 + length])
         del buffer[: 4 + length]
         return call
 
@@ -212,8 +232,12 @@ def serve(parent: Parent) -> None:
             parent.reply(failed=_failed(error))
 
 
-def _answer(parent: Parent, session: Mt5Session, call: Call, *, may_send: bool) -> None:
+def _answer(parent: Parent, session: Mt5Session, call: Call | Read, *, may_send: bool) -> None:
     match call:
+        case Read(function, arguments, keywords):
+            if function not in READ_CALLS:
+                raise TerminalError(f"{function} is no read call")
+            parent.reply(session.read(function, arguments, keywords))
         case SendAll(sends):
             for left in range(len(sends) - 1, -1, -1):
                 parent.leave_if_gone()

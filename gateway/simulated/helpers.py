@@ -58,7 +58,7 @@ def install(module: types.ModuleType) -> None:
         return send(c.ORDER_TYPE_SELL, symbol, volume, price, comment, ticket)
 
     def Close(symbol: str, *, comment: str | None = None, ticket: int | None = None) -> bool | str | None:
-        """Closes the symbol's positions, or the one of `ticket`: True, "Partially", False (none), None (no price or result)."""
+        """Closes the symbol's positions, or that of `ticket`: True, "Partially", False (none), None (no answer)."""
         positions = module.positions_get(symbol=symbol) if ticket is None else module.positions_get(ticket=ticket)
         tried = done = 0
         for position in positions:
