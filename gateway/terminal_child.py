@@ -8,6 +8,7 @@ open, and a child that trades holds a file lock per terminal and account, which 
 it imports is what it takes to start, so it starts fast.
 """
 
+import gc
 import os
 import select
 import signal
@@ -22,11 +23,11 @@ from typing import Any, Final, Generic, Literal, NoReturn, TypeVar
 import msgspec
 
 from gateway.broker import LoginRefused, NotSent, Send, Target, TerminalError
+from gateway.frames import Frames, frame
 from gateway.mt5 import Mt5Session
 from ledger.trade import TradeRequest
 
 LOCK_POLL_S: Final = 0.02
-MAX_FRAME: Final = 256 * 1024 * 1024
 REFUSES_SENDS: Final = NotSent(0, "a query terminal does not send")
 
 T = TypeVar("T")
@@ -155,22 +156,17 @@ class Parent:
     def __init__(self, sock: socket.socket, evidence: socket.socket) -> None:
         self.socket = sock
         self.evidence = evidence
-        self._buffer = bytearray()
+        self._frames = Frames()
+        self._poll = select.poll() if hasattr(select, "poll") else None
+        if self._poll is not None:
+            self._poll.register(sock, select.POLLIN)
 
     def receive(self) -> Call | Read:
         """The next request; the process ends when there will be none."""
-        buffer = self._buffer
-        while len(buffer) < 4 or len(buffer) < 4 + int.from_bytes(buffer[:4], "little"):
-            try:
-                data = self.socket.recv(65536)
-            except OSError:
-                data = b""
-            if not data:
-                leave()
-            buffer += data
-        length = int.from_bytes(buffer[:4], "little")
-        call: Call | Read = _calls.decode(buffer[4 : 4 + length])
-        del buffer[: 4 + length]
+        try:
+            call: Call | Read = _calls.decode(self._frames.receive(self.socket))
+        except (OSError, EOFError):
+            leave()
         return call
 
     def reply(self, value: Any = None, failed: Failed | None = None) -> None:
@@ -182,16 +178,16 @@ class Parent:
 
     @staticmethod
     def _write(sock: socket.socket, reply: Reply[Any]) -> None:
-        payload = _encode(reply)
         try:
-            sock.sendall(len(payload).to_bytes(4, "little") + payload)
+            sock.sendall(frame(_encode(reply)))
         except OSError:
             leave()
 
     def leave_if_gone(self) -> None:
         """The parent asks nothing new before it has all answers, so there is data only at its end."""
         try:
-            if select.select([self.socket], [], [], 0)[0] and not self.socket.recv(1, socket.MSG_PEEK):
+            readable = self._poll.poll(0) if self._poll is not None else select.select([self.socket], [], [], 0)[0]
+            if readable and not self.socket.recv(1, socket.MSG_PEEK):
                 leave()
         except OSError:
             leave()
@@ -224,6 +220,8 @@ def serve(parent: Parent) -> None:
     session = _connected(parent, first)
     if session is None:
         return
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)  # what a call leaves is freed by its references; a collection is only a pause
     while not session.link_broken:
         call = parent.receive()
         try:

@@ -5,6 +5,7 @@ mt5linux starts its server by `rpyc.cli.rpyc_classic.ClassicServer.run()`, in a 
 """
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -32,6 +33,14 @@ class BridgeServer:
             cwd=ROOT,
         )
         wait_for_port(self.port, self.process, 20, Path(self._log.name))
+
+    def stop(self) -> None:
+        """Halts it where it is; returns when it stands."""
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitpid(self.process.pid, os.WUNTRACED)
+
+    def go_on(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
 
     def log(self) -> str:
         return Path(self._log.name).read_text()

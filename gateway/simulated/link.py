@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 from filelock import FileLock, Timeout
 
+from gateway.frames import Frames, frame
 from gateway.processes import child_environment
 
 HELLO: Final = 1
@@ -42,7 +43,6 @@ ORDER_CHECK: Final = 160  # the package's own numbers for these two
 ORDER_SEND: Final = 161
 
 OK: Final = 1
-MAX_FRAME: Final = 256 * 1024 * 1024
 START_TIMEOUT_S: Final = 15.0
 _START_ATTEMPTS: Final = 3
 
@@ -83,34 +83,21 @@ class Link:
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
-        self._buffer = bytearray()
+        self._frames = Frames()
 
     def call(self, command: int, arguments: Any = None) -> tuple[int, Any]:
         """Status and value. Raises LinkBroken, also when the reply belongs to another command."""
-        payload = encode((command, arguments))
         try:
-            self.socket.sendall(len(payload).to_bytes(4, "little") + payload)
+            self.socket.sendall(frame(encode((command, arguments))))
         except OSError as error:
             raise LinkBroken(str(error), -10001) from None
         try:
-            answered, status, value = decode(self._receive())
+            answered, status, value = decode(self._frames.receive(self.socket))
         except (OSError, EOFError, ValueError, TypeError) as error:
             raise LinkBroken(str(error), -10002) from None
         if answered != command:
             raise LinkBroken(f"reply to command {answered}, not {command}", -10000)
         return status, value
-
-    def _receive(self) -> bytes:
-        buffer = self._buffer
-        while len(buffer) < 4 or len(buffer) < 4 + int.from_bytes(buffer[:4], "little"):
-            chunk = self.socket.recv(1 << 18)
-            if not chunk:
-                raise EOFError("the broker closed the connection")
-            buffer += chunk
-        needed = 4 + int.from_bytes(buffer[:4], "little")
-        frame = bytes(buffer[4:needed])
-        del buffer[:needed]
-        return frame
 
     def close(self) -> None:
         self.socket.close()

@@ -1,9 +1,9 @@
 """The Linux bridge against a real rpyc server that serves the simulated module, as mt5linux's serves the real one."""
 
 import asyncio
-import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
@@ -60,11 +60,11 @@ def session_over(server: BridgeServer, timeout_s: float | None = 10.0, password:
 
 @contextmanager
 def hanging(server: BridgeServer) -> Iterator[None]:
-    server.process.send_signal(signal.SIGSTOP)
+    server.stop()
     try:
         yield
     finally:
-        server.process.send_signal(signal.SIGCONT)
+        server.go_on()
 
 
 @pytest.mark.parametrize(("program", "end"), [("adviser.py", "result"), ("watcher.py", "done")])
@@ -128,10 +128,12 @@ def test_a_timeout_after_the_request_went_out_is_unknown_and_nothing_is_sent_aft
 def test_a_request_that_reaches_the_terminal_after_its_time_is_not_sent(server: BridgeServer) -> None:
     """Handed over in time; the server takes it up too late, and says so."""
     with session_over(server) as session:
-        server.process.send_signal(signal.SIGSTOP)
-        wake = subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -CONT {server.process.pid}"])
-        assert session.send(send(buy(1), within_s=0.2)) == NotSent(0, "not_after passed")
-        wake.wait()
+        server.stop()
+        wake = threading.Timer(0.5, server.go_on)
+        wake.start()
+        outcome = session.send(send(buy(1), within_s=0.2))
+        wake.join()
+        assert outcome == NotSent(0, "not_after passed")
         assert session.find([1], [], 60).deals == ()
         assert isinstance(session.send(send(buy(2))), Answered)
 
@@ -139,9 +141,11 @@ def test_a_request_that_reaches_the_terminal_after_its_time_is_not_sent(server: 
 def test_a_server_that_dies_leaves_the_order_unknown(server: BridgeServer, folder: Path) -> None:
     with session_over(server) as session:
         ask(folder, "fault", add="slow=1s*1")
-        killer = subprocess.Popen(["sh", "-c", f"sleep 0.2; kill -9 {server.process.pid}"])
-        assert isinstance(session.send(send(buy(1))), Unknown)
-        killer.wait()
+        killer = threading.Timer(0.2, server.process.kill)
+        killer.start()
+        outcome = session.send(send(buy(1)))
+        killer.join()
+        assert isinstance(outcome, Unknown)
         assert session.link_broken
         assert isinstance(session.send(send(buy(2))), NotSent)
 
