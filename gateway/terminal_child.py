@@ -8,7 +8,6 @@ open, and a child that trades holds a file lock per terminal and account, which 
 it imports is what it takes to start, so it starts fast.
 """
 
-import gc
 import os
 import select
 import signal
@@ -25,6 +24,7 @@ import msgspec
 from gateway.broker import LoginRefused, NotSent, Send, Target, TerminalError
 from gateway.frames import Frames, frame
 from gateway.mt5 import Mt5Session
+from gateway.processes import tune_collector
 from ledger.trade import TradeRequest
 
 LOCK_POLL_S: Final = 0.02
@@ -220,8 +220,7 @@ def serve(parent: Parent) -> None:
     session = _connected(parent, first)
     if session is None:
         return
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)  # what a call leaves is freed by its references; a collection is only a pause
+    tune_collector()
     while not session.link_broken:
         call = parent.receive()
         try:
@@ -272,7 +271,7 @@ def _connected(parent: Parent, call: Connect) -> Mt5Session | None:
         if settings.role == "trade":
             _obtain_lock(parent, settings)
         session = Mt5Session(
-            load_module(settings),
+            load_module(settings, share_cpu=settings.role == "trade"),
             login=settings.login,
             password=call.password,
             server=settings.server,
@@ -312,12 +311,18 @@ def _obtain_lock(parent: Parent, settings: TerminalSettings) -> None:
 _held: Final[list[object]] = []
 
 
-def load_module(settings: TerminalSettings) -> Any:
-    """The MetaTrader5 module, or what stands for it. Raises TerminalError if it is not installed."""
+def load_module(settings: TerminalSettings, *, share_cpu: bool = False) -> Any:
+    """The MetaTrader5 module, or what stands for it. `share_cpu` keeps this process on one CPU with a simulated broker.
+    Raises TerminalError if it is not installed."""
     if settings.kind == "simulated":
         from gateway.simulated.terminal import load
 
-        return load(settings.broker_folder, seed=settings.seed, options=settings.simulated_options)
+        return load(
+            settings.broker_folder,
+            seed=settings.seed,
+            options=settings.simulated_options,
+            share_cpu=share_cpu,
+        )
     if settings.kind == "native":
         from importlib import import_module
 

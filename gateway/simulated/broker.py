@@ -8,7 +8,6 @@ one password that logs in; without it any does.
 
 import argparse
 import contextlib
-import gc
 import heapq
 import hmac
 import os
@@ -25,6 +24,7 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from gateway.frames import Frames, frame
+from gateway.processes import tune_collector
 from gateway.simulated import constants, link
 from gateway.simulated.faults import Fault
 from gateway.simulated.rows import World
@@ -281,8 +281,7 @@ def _run(folder: Path, world: World, idle_exit_s: float) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, stop)
     server.publish(folder)
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)  # what it keeps is rows that point to nothing: collections find no garbage
+    tune_collector()
     try:
         server.run()
     finally:
