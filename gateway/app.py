@@ -195,6 +195,7 @@ class Service:
             login=settings.mt5_login,
             server=settings.mt5_server,
             path=settings.mt5_path,
+            portable=settings.mt5_portable,
             bridge_host=settings.mt5linux_host,
             bridge_port=settings.mt5linux_port,
             call_deadline_s=settings.call_deadline_s,

@@ -106,6 +106,7 @@ class Mt5Session:
         password: str = "",
         server: str = "",
         path: str = "",
+        portable: bool = False,
         timeout_s: float = 60.0,
         deal_wait_s: float = 0.05,
         clock_symbol: str = "EURUSD",
@@ -120,6 +121,7 @@ class Mt5Session:
         self._password = password
         self._server = server
         self._path = path
+        self._portable = portable
         self._timeout_s = timeout_s
         self._deal_wait_s = deal_wait_s
         self._clock_symbol = clock_symbol
@@ -145,6 +147,8 @@ class Mt5Session:
             arguments["password"] = self._password
         if self._server:
             arguments["server"] = self._server
+        if self._portable:
+            arguments["portable"] = True
         connected = self._guard("initialize", *((self._path,) if self._path else ()), **arguments)
         if not connected:
             code, text = self._last_error()

@@ -141,6 +141,7 @@ class MT5Manager:
             login=settings.mt5_login if login is None else login,
             server=settings.mt5_server if server is None else server,
             path=(settings.mt5_path if terminal_path is None else terminal_path),
+            portable=settings.mt5_portable,
             bridge_host=settings.mt5linux_host,
             bridge_port=settings.mt5linux_query_port or settings.mt5linux_port,
             call_deadline_s=settings.call_deadline_s,

@@ -45,6 +45,7 @@ class TerminalSettings(msgspec.Struct, frozen=True, kw_only=True):
     login: int = 0  # 0: whatever account the terminal is logged in to
     server: str = ""
     path: str = ""
+    portable: bool = False
     bridge_host: str = "127.0.0.1"  # of the mt5linux server
     bridge_port: int = 18812
     timeout_s: float = 60.0  # of initialize and login
@@ -276,6 +277,7 @@ def _connected(parent: Parent, call: Connect) -> Mt5Session | None:
             password=call.password,
             server=settings.server,
             path=settings.path,
+            portable=settings.portable,
             timeout_s=settings.timeout_s,
             deal_wait_s=settings.deal_wait_s,
             clock_symbol=settings.clock_symbol,
