@@ -16,22 +16,29 @@ from gateway.simulated.terminal import PACKAGE
 from tests.servers import need
 
 CACHE = Path(__file__).parents[1] / ".cache" / "wheels"
-NAME = f"metatrader5-{PACKAGE}-cp311-cp311-win_amd64.whl"
-SHA256 = "1e0fb5e43437f426be3e5aef614f6798a918377db4cdb380593a66d1908f918d"
+WINDOWS = ("--platform", "win_amd64", "--python-version", "3.11")
+PACKAGES = {
+    "MetaTrader5": (PACKAGE, f"metatrader5-{PACKAGE}-cp311-cp311-win_amd64.whl", WINDOWS),
+    "mt5linux": ("1.1.1", "mt5linux-1.1.1-py3-none-any.whl", ()),
+}
+SHA256 = {
+    "MetaTrader5": "1e0fb5e43437f426be3e5aef614f6798a918377db4cdb380593a66d1908f918d",
+    "mt5linux": "0165d82dfa64ab6decee017bd9fd335040d758cb339cbaa77421b700d8a035d3",
+}
 
 
-def download() -> Path:
+def download(name: str = "MetaTrader5") -> Path:
     """The wheel in the cache folder, fetched once. Skips the test where it cannot be had."""
-    path = CACHE / NAME
+    version, file, target = PACKAGES[name]
+    path = CACHE / file
     if not path.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as fresh:
-            command = [sys.executable, "-m", "pip", "download", f"MetaTrader5=={PACKAGE}", "--no-deps", "--quiet"]
-            target = ["--platform", "win_amd64", "--python-version", "3.11", "--only-binary=:all:", "--dest", fresh]
-            done = subprocess.run([*command, *target], capture_output=True, text=True)
-            need(done.returncode == 0, f"the wheel of MetaTrader5 {PACKAGE} from the package index")
-            (Path(fresh) / NAME).replace(path)
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == SHA256, f"{path} is another wheel"
+            command = [sys.executable, "-m", "pip", "download", f"{name}=={version}", "--no-deps", "--quiet", *target]
+            done = subprocess.run([*command, "--only-binary=:all:", "--dest", fresh], capture_output=True, text=True)
+            need(done.returncode == 0, f"the wheel of {name} {version} from the package index")
+            (Path(fresh) / file).replace(path)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == SHA256[name], f"{path} is another wheel"
     return path
 
 

@@ -1,12 +1,15 @@
 """The Linux bridge against a real rpyc server that serves the simulated module, as mt5linux's serves the real one."""
 
 import asyncio
+import re
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +28,7 @@ from tests.mt5linux_server import BridgeServer, bridge_server
 from tests.servers import free_port
 from tests.service import Service, market_order
 from tests.simulated import LOGIN, SERVER, broker_in, buy, send
+from tests.wheel import download
 
 ROOT = Path(__file__).parents[2]
 RUN = """
@@ -73,6 +77,21 @@ def test_a_program_written_for_the_package_runs_over_the_bridge(server: BridgeSe
     done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), cwd=ROOT, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert end in done.stdout.splitlines()[-1]
+
+
+def test_what_mt5linux_serves_is_the_server_of_these_tests(folder: Path) -> None:
+    """Its wheel as a file: which server it starts, of which rpyc, and which functions its own client offers."""
+    with zipfile.ZipFile(download("mt5linux")) as wheel:
+        started = wheel.read("mt5linux/__main__.py").decode()
+        client = wheel.read("mt5linux/metatrader5.py").decode()
+        requires = wheel.read("mt5linux-1.1.1.dist-info/METADATA").decode()
+    assert "from rpyc.cli.rpyc_classic import ClassicServer" in started
+    assert "ClassicServer.run()" in started
+    assert "Requires-Dist: rpyc<7,>=6.0.0" in requires
+    assert version("rpyc").startswith("6.")
+    functions = set(re.findall(r"mt5\.(\w+)\(", client))
+    assert len(functions) == 32
+    assert functions <= set(vars(load(folder)))
 
 
 def test_results_are_those_of_the_module_itself(server: BridgeServer, folder: Path) -> None:
