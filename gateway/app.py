@@ -6,7 +6,6 @@ Stop: no new orders, calls at the broker end, news go out, the ledger is closed 
 
 import asyncio
 import contextlib
-import gc
 import math
 import os
 import signal
@@ -31,6 +30,7 @@ from gateway.config import OFF, Settings, described, safe_url, version_of
 from gateway.embedded import NatsServer, ProjectionProcess, StartFailed, free_port
 from gateway.heads import PUBLIC_FILE, HeadSigner, seal_key
 from gateway.outbox import Outbox
+from gateway.processes import tune_collector
 from gateway.submit import Submitter
 from gateway.terminal import TerminalProcess, TerminalStatus
 from gateway.terminal_child import TerminalSettings
@@ -83,8 +83,7 @@ class Service:
             if not await self._started():
                 return
             # What stands now stays: a full pass of the collector would stop every order for milliseconds.
-            gc.freeze()
-            gc.set_threshold(20_000, 50, 100)
+            tune_collector()
             self._say(
                 f"READY in {time.monotonic() - began:.1f} s: send orders to orders.submitted.{{symbol}} on {self._url}"
             )
