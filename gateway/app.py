@@ -6,7 +6,6 @@ Stop: no new orders, calls at the broker end, news go out, the ledger is closed 
 
 import asyncio
 import contextlib
-import gc
 import math
 import os
 import signal
@@ -32,6 +31,7 @@ from gateway.connection import Connection
 from gateway.embedded import NatsServer, ProjectionProcess, StartFailed, free_port
 from gateway.heads import PUBLIC_FILE, HeadSigner, seal_key
 from gateway.outbox import Outbox
+from gateway.processes import tune_collector
 from gateway.submit import Submitter
 from gateway.sync import Sync
 from gateway.terminal import TerminalProcess, TerminalStatus
@@ -84,8 +84,7 @@ class Service:
             if not await self._started():
                 return
             # What stands now stays: a full pass of the collector would stop every order for milliseconds.
-            gc.freeze()
-            gc.set_threshold(20_000, 50, 100)
+            tune_collector()
             self._say(
                 f"READY in {time.monotonic() - began:.1f} s: send orders to orders.submitted.{{symbol}} on {self._url}"
             )
@@ -209,6 +208,9 @@ class Service:
             login=settings.mt5_login,
             server=settings.mt5_server,
             path=settings.mt5_path,
+            portable=settings.mt5_portable,
+            bridge_host=settings.mt5linux_host,
+            bridge_port=settings.mt5linux_port,
             call_deadline_s=settings.call_deadline_s,
             seed=settings.simulated_seed,
             restart=settings.auto_reconnect,
@@ -222,8 +224,11 @@ class Service:
             self._trade_changed(status)
 
         trade = TerminalProcess(common, password, on_change=changed)
+        port = settings.mt5linux_query_port or settings.mt5linux_port
         query = TerminalProcess(
-            msgspec.structs.replace(common, role="query", restart=True), password, on_change=_log_terminal("query")
+            msgspec.structs.replace(common, role="query", restart=True, bridge_port=port),
+            password,
+            on_change=_log_terminal("query"),
         )
         self._later("terminals", lambda: asyncio.gather(trade.close(), query.close()))
         return trade, query

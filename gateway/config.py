@@ -71,7 +71,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     mt5_login: int = 0
     mt5_server: str = ""
     mt5_path: str = ""
+    mt5_portable: bool = False  # the terminal keeps its data in its own folder
     mt5_password: Secret = Secret("")
+    mt5linux_host: str = "127.0.0.1"
+    mt5linux_port: int = 18812
+    mt5linux_query_port: int = 0  # of a second server, which queries then do not share with sends; 0: the same one
     simulated_seed: int = 1
     simulated_faults: str = ""
 
@@ -178,7 +182,11 @@ VARIABLES: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "MT5_LOGIN": ("mt5_login", _number(int, 0, 2**63 - 1)),
     "MT5_SERVER": ("mt5_server", str),
     "MT5_PATH": ("mt5_path", str),
+    "MT5_PORTABLE": ("mt5_portable", _switch),
     "MT5_PASSWORD": ("mt5_password", Secret),
+    "MT5LINUX_HOST": ("mt5linux_host", str),
+    "MT5LINUX_PORT": ("mt5linux_port", _number(int, 1, 65535)),
+    "MT5LINUX_QUERY_PORT": ("mt5linux_query_port", _port),
     "SIMULATED_FAULTS": ("simulated_faults", _faults),
     "SIMULATED_SEED": ("simulated_seed", _number(int, 0, 2**63 - 1)),
     "SEAL_KEY": ("seal_key", Secret),
@@ -255,6 +263,8 @@ def _objections(settings: Settings) -> list[str]:
             problems.append(f"MT5_LOGIN is needed with TERMINAL={settings.terminal}")
         if not settings.mt5_server:
             problems.append(f"MT5_SERVER is needed with TERMINAL={settings.terminal}")
+    if settings.terminal == "native" and not settings.mt5_path:
+        problems.append("MT5_PATH is needed with TERMINAL=native: without it any terminal of this machine may answer")
     if settings.mode == "production":
         named = {
             "NATS_URL names the message bus": settings.nats_url is None,

@@ -37,6 +37,7 @@ from gateway.broker import (
     Unknown,
 )
 from gateway.mt5_decode import Unreadable
+from gateway.mt5_remote import plain
 from gateway.retcodes import OrderEffect, lookup_error
 from ledger.trade import Deal, Position, TargetImage, TradeRequest
 
@@ -55,6 +56,10 @@ _INTEGERS: Final = (
 )  # fmt: skip
 
 T = TypeVar("T")
+
+
+class NotAfterPassed(Exception):
+    """Raised by a module's `order_send_until` that did not begin the call: it was too late."""
 
 
 class _NotCarried(Exception):
@@ -102,6 +107,7 @@ class Mt5Session:
         password: str = "",
         server: str = "",
         path: str = "",
+        portable: bool = False,
         timeout_s: float = 60.0,
         deal_wait_s: float = 0.05,
         clock_symbol: str = "EURUSD",
@@ -110,16 +116,20 @@ class Mt5Session:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._mt5 = module
+        # Of a terminal elsewhere (mt5_bridge.py). Looked for in the class: a stand-in may answer to any name.
+        self._send_until = module.order_send_until if hasattr(type(module), "order_send_until") else None
         self._login = login
         self._password = password
         self._server = server
         self._path = path
+        self._portable = portable
         self._timeout_s = timeout_s
         self._deal_wait_s = deal_wait_s
         self._clock_symbol = clock_symbol
         self._monotonic = monotonic
         self._wall = wall
         self._sleep = sleep
+        self._told: set[str] = set()  # structs whose fields the reader of `read` knows
         self.link_broken = True
         self.server_utc_offset_s: int | None = None
         self._last_tick = (0.0, -math.inf)  # of the clock symbol: its time, and when we looked
@@ -138,6 +148,8 @@ class Mt5Session:
             arguments["password"] = self._password
         if self._server:
             arguments["server"] = self._server
+        if self._portable:
+            arguments["portable"] = True
         connected = self._guard("initialize", *((self._path,) if self._path else ()), **arguments)
         if not connected:
             code, text = self._last_error()
@@ -202,7 +214,12 @@ class Mt5Session:
         if not_after is not None and self._monotonic() > not_after:
             return NOT_AFTER_PASSED
         try:
-            result = getattr(self._mt5, function)(fields)
+            if not_after is not None and self._send_until is not None:
+                result = self._send_until(fields, not_after)
+            else:
+                result = getattr(self._mt5, function)(fields)
+        except NotAfterPassed:
+            return NOT_AFTER_PASSED
         except Exception as error:  # the binding does not raise here; a remote one may, at any point
             return Unknown(0, f"{function} raised {type(error).__name__}")
         if result is not None:
@@ -341,6 +358,19 @@ class Mt5Session:
 
     def _all(self, reader: Callable[[Any], T], function: str, *args: Any) -> tuple[T, ...]:
         return tuple(self._read(reader, row) for row in self._ask(function, *args))
+
+    def read(
+        self, function: str, arguments: Sequence[Any], keywords: dict[str, Any]
+    ) -> tuple[Any, Any, tuple[int, str]]:
+        """The module's own result as data (`mt5_values.Reader` reads it), the name of an exception it raised, and
+        last_error. Raises TerminalError when the link is down."""
+        if self.link_broken:
+            raise TerminalError(LINK_DOWN.text, LINK_DOWN.code)
+        try:
+            result = getattr(self._mt5, function)(*arguments, **keywords)
+        except Exception as error:
+            return None, type(error).__name__, (1, "Success")
+        return plain(result, self._told), None, self._last_error() if result is None else (1, "Success")
 
     # ---- calling
 

@@ -7,7 +7,7 @@ by name, so one with more fields than these is read all the same.
 import math
 from collections.abc import Callable
 from decimal import Decimal
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import Any, TypeVar
 
 import msgspec
@@ -22,6 +22,7 @@ class Unreadable(Exception):
     """A struct of the terminal holds what no field of its kind may hold."""
 
 
+@lru_cache(4096)  # the same few volumes and prices come again and again
 def decimal(value: Any) -> Decimal:
     number = float(value)
     if number == 0.0:

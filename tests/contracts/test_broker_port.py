@@ -1,10 +1,12 @@
-"""What every implementation of `gateway.broker.Broker` promises, over a real simulated broker process."""
+"""What every implementation of `gateway.broker.Broker` promises, over a real simulated broker process: in this process,
+in a child, and over the Linux bridge to a real rpyc server."""
 
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from gateway.broker import (
@@ -32,6 +34,7 @@ from gateway.simulated.window import ask
 from gateway.terminal import TerminalProcess
 from gateway.terminal_child import TerminalSettings, load_module
 from ledger.trade import TargetImage, TradeRequest
+from tests.mt5linux_server import BridgeServer
 from tests.simulated import LOGIN, SERVER, broker_in, buy, send
 
 
@@ -77,7 +80,21 @@ class InProcess:
         self.session.close()
 
 
-Implementation = type[InProcess] | type[TerminalProcess]
+class Bridged:
+    """Terminals over a server for each broker folder."""
+
+    def __init__(self) -> None:
+        self.servers: dict[Path, BridgeServer] = {}
+
+    def __call__(self, settings: TerminalSettings, password: str = "") -> TerminalProcess:
+        folder = settings.broker_folder
+        if folder not in self.servers:
+            self.servers[folder] = BridgeServer(folder)
+        port = self.servers[folder].port
+        return TerminalProcess(msgspec.structs.replace(settings, kind="mt5linux", bridge_port=port), password)
+
+
+Implementation = Callable[[TerminalSettings, str], Broker]
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +104,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture(params=[InProcess, TerminalProcess])
+@pytest.fixture(scope="module")
+def bridged() -> Iterator[Bridged]:
+    bridged = Bridged()
+    yield bridged
+    for server in bridged.servers.values():
+        server.close()
+
+
+@pytest.fixture(params=["in-process", "in-child", "bridge"])
 def implementation(request: pytest.FixtureRequest) -> Implementation:
-    kind: Implementation = request.param
-    return kind
+    if request.param == "bridge":
+        found: Implementation = request.getfixturevalue("bridged")
+        return found
+    return InProcess if request.param == "in-process" else TerminalProcess
 
 
 def settings_of(folder: Path, **changes: object) -> TerminalSettings:
