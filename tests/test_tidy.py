@@ -28,6 +28,7 @@ PURE = {
     "ledger/evidence.py": {"typing", "msgspec"},
     "ledger/fills.py": {"collections", "datetime", "decimal", "typing"},
     "ledger/outcomes.py": set(),
+    "ledger/positions.py": {"collections", "datetime", "decimal", "typing", "msgspec"},
     "ledger/decide.py": {"datetime", "decimal", "typing", "msgspec"},
     "ledger/plan.py": {"datetime", "decimal", "typing", "msgspec"},
     "ledger/seal.py": {"hashlib", "struct", "collections", "typing", "msgspec"},
