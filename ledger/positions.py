@@ -292,15 +292,15 @@ _NOTHING: Final = {"realized_profit": ZERO, "commission": ZERO, "swap": ZERO, "f
 def _moved(position: Position, old: Dealt, new: Dealt | None) -> Position:
     """With the money of `new` instead of that of `old`."""
 
-    def difference(before: Decimal, after: Decimal | None) -> Decimal:
-        return amount(after or ZERO) - amount(before)
+    def moved(total: Decimal, before: Decimal, after: Decimal | None) -> Decimal:
+        return total - amount(before) + (ZERO if after is None else amount(after))
 
     return replace(
         position,
-        realized_profit=position.realized_profit + difference(old.profit, new and new.profit),
-        commission=position.commission + difference(old.commission, new and new.commission),
-        swap=position.swap + difference(old.swap, new and new.swap),
-        fee=position.fee + difference(old.fee, new and new.fee),
+        realized_profit=moved(position.realized_profit, old.profit, None if new is None else new.profit),
+        commission=moved(position.commission, old.commission, None if new is None else new.commission),
+        swap=moved(position.swap, old.swap, None if new is None else new.swap),
+        fee=moved(position.fee, old.fee, None if new is None else new.fee),
         deals=position.deals - (new is None),
         void=position.deals - (new is None) <= 0,
     )
