@@ -96,7 +96,14 @@ class Projections:
             raise LedgerUnavailable("the ledger has no first event: start the gateway before the projections")
         target = target_of(settings)
         if target is not None:
-            sink = ClickHouseSink(target[0], ledger_id, database=target[1], migrate_at_start=settings.migrate_at_start)
+            sink = ClickHouseSink(
+                target[0],
+                ledger_id,
+                database=target[1],
+                cluster=settings.clickhouse_cluster,
+                past=self._source.streams,
+                migrate_at_start=settings.migrate_at_start,
+            )
             self._add(sink, Pace(min_interval_s=settings.clickhouse_interval_s))
         if settings.audit_dir:
             self._add(AuditFilesSink(Path(settings.audit_dir)), Pace(min_interval_s=settings.audit_interval_s))

@@ -127,7 +127,7 @@ def execution_row(fill: FillTrace) -> Row:
         fact.side,
         fact.order_ticket,
         fact.deal,
-        fact.position_id,
+        fill.position_id,
         fact.entry,
         fact.reason,
         row.fit("fill_price", fact.price),

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -28,6 +28,10 @@ class StoreSource:
 
     async def at(self, seq: int) -> Recorded | None:
         return await self._call(lambda: self._store.at(seq))
+
+    def streams(self, streams: Sequence[str]) -> dict[str, list[Recorded]]:
+        """All events of these streams; blocks, and may be called from any thread."""
+        return self._store.streams(streams)
 
     async def head(self) -> int:
         found = await self._call(self._store.head)

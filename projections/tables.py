@@ -325,7 +325,7 @@ def bounds(code: str) -> tuple[int, int]:
 
 def _strings(values: Iterable[str | bytes]) -> bytes:
     known: dict[str | bytes, bytes] = {}
-    parts = []
+    parts: list[bytes] = []
     for value in values:
         if type(value) is bytes:  # stored bytes: no two are alike
             size = len(value)
