@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,25 +18,37 @@ if TYPE_CHECKING:
 HEADS_FILE: Final = "audit/seals.jsonl"
 
 
-@click.command()
-@click.option(
-    "--heads", "heads_file", metavar="FILE", help="Signed heads kept elsewhere: seals.jsonl, or Kafka values."
-)
-@click.option(
-    "--key", "key_files", metavar="PUB.pem", multiple=True, help="Public key that may have signed; repeatable."
-)
-@data_option
-@json_option
-def verify(heads_file: str | None, key_files: tuple[str, ...], data: str | None, as_json: bool) -> None:
-    """Check every event, seal and signed head of the ledger. Exit code 0 only if all of them hold."""
-    settings = settings_of({"data": data})
-    with failures():
-        found = verify_ledger(settings, progress=not as_json, heads_file=heads_file, key_files=key_files)
-    if as_json:
-        print_json(found)
-    else:
-        _print_verification(found)
-    sys.exit(0 if found["ok"] else 2)
+def verify_command(agreement: Callable[[Settings], list[dict[str, Any]]]) -> click.Command:
+    """The command; `agreement` compares the tables of ClickHouse with the ledger."""
+
+    @click.command()
+    @click.option(
+        "--heads", "heads_file", metavar="FILE", help="Signed heads kept elsewhere: seals.jsonl, or Kafka values."
+    )
+    @click.option(
+        "--key", "key_files", metavar="PUB.pem", multiple=True, help="Public key that may have signed; repeatable."
+    )
+    @click.option("--clickhouse", is_flag=True, help="Compare every ClickHouse table with the ledger too.")
+    @data_option
+    @json_option
+    def verify(
+        heads_file: str | None, key_files: tuple[str, ...], clickhouse: bool, data: str | None, as_json: bool
+    ) -> None:
+        """Check every event, seal and signed head of the ledger. Exit code 0 only if all of them hold."""
+        settings = settings_of({"data": data})
+        with failures():
+            found = verify_ledger(settings, progress=not as_json, heads_file=heads_file, key_files=key_files)
+            tables = agreement(settings) if clickhouse and found["ok"] else []
+        if clickhouse:
+            found |= {"clickhouse": tables, "ok": found["ok"] and all(one["ok"] for one in tables)}
+        if as_json:
+            print_json(found)
+        else:
+            _print_verification(found)
+            _print_tables(tables)
+        sys.exit(0 if found["ok"] else 2)
+
+    return verify
 
 
 @click.command()
@@ -122,7 +135,7 @@ def _print_verification(found: dict[str, Any]) -> None:
     from gateway.show import console
 
     out = console()
-    if not found["ok"]:
+    if found["first_bad_seq"] is not None:
         out.print(f"[red]NOT SOUND[/] from event {found['first_bad_seq']} on: {escape(found['problem'])}")
         out.print(
             f"{found['events']} events before it hold. Keep the file, and compare it with a backup or the audit log."
@@ -135,6 +148,18 @@ def _print_verification(found: dict[str, Any]) -> None:
     for line in _told_of_heads(found):
         out.print(escape(line))
     out.print(f"head {found['head']}", style="dim")
+
+
+def _print_tables(tables: list[dict[str, Any]]) -> None:
+    from gateway.show import console
+
+    for one in tables:
+        ledger, held = one["ledger"], one["held"]
+        if one["ok"]:
+            told = f"{held['rows']} rows, digest {held['digest'][:16]}…, agree with the ledger up to event {one['seq']}"
+        else:
+            told = f"[red]DIFFERS[/]: {held['rows']} rows, the ledger gives {ledger['rows']}; see order-ledger rebuild"
+        console().print(f"clickhouse.{one['table']}: {told}", soft_wrap=True)
 
 
 def _told_of_heads(found: dict[str, Any]) -> list[str]:

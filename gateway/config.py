@@ -62,6 +62,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     kafka_brokers: str | None = None
     clickhouse_url: Secret | None = None
     clickhouse_database: str = "suho_analytics"
+    clickhouse_cluster: str = ""
     clickhouse_user: str = "default"
     clickhouse_password: Secret = Secret("")
     clickhouse_http_port: int = 8123
@@ -163,6 +164,7 @@ VARIABLES: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "KAFKA_BROKERS": ("kafka_brokers", str),
     "CLICKHOUSE_URL": ("clickhouse_url", Secret),
     "CLICKHOUSE_DATABASE": ("clickhouse_database", str),
+    "CLICKHOUSE_CLUSTER": ("clickhouse_cluster", str),
     "CLICKHOUSE_USER": ("clickhouse_user", str),
     "CLICKHOUSE_PASSWORD": ("clickhouse_password", Secret),
     "CLICKHOUSE_HTTP_PORT": ("clickhouse_http_port", _port),

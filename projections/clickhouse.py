@@ -155,6 +155,16 @@ class ClickHouseSink:
         else:
             check(client, self._place.database)
 
+    def attach(self, client: "Client | None") -> None:
+        """Works over this client, as it is; for who calls `rows`, `insert` and `held` in a thread of his own."""
+        self._disconnect()
+        self._feed.forget()
+        self._client = client
+
+    def forget(self) -> None:
+        """What was folded last did not get to the tables."""
+        self._feed.forget()
+
     def _disconnect(self) -> None:
         if self._client is not None:
             self._client.close()
@@ -169,12 +179,18 @@ class ClickHouseSink:
                     f"{self.name} belongs to ledger {foreign[0][0]}, not to {self._ledger_id}",
                     "correct the data folder or move the ClickHouse folder away: it is rebuilt from the ledger",
                 )
-        ((highest, distinct),) = self._rows(_EXTENT, mine)
-        latest = max(int(self._rows(_LAST, mine, one)[0][0]) for one in TABLES)
+        return self.held()
+
+    def held(self, suffix: str | None = None) -> Position | None:
+        """Where the tables stand: those of this sink, or the set with another suffix."""
+        mine = {"ledger": self._ledger_id}
+        ((highest, distinct),) = self._rows(_EXTENT, mine, suffix=suffix)
+        latest = max(int(self._rows(_LAST, mine, one, suffix=suffix)[0][0]) for one in TABLES)
         if not latest:
             return None
-        complete = highest if distinct == highest else int(self._rows(_FIRST_GAP, mine)[0][0]) - 1
-        seal = self._rows(_LAST_SEAL, {**mine, "seal": SEALED, "seq": complete}, formats={"data": "bytes"})
+        complete = highest if distinct == highest else int(self._rows(_FIRST_GAP, mine, suffix=suffix)[0][0]) - 1
+        named = {**mine, "seal": SEALED, "seq": complete}
+        seal = self._rows(_LAST_SEAL, named, suffix=suffix, formats={"data": "bytes"})
         if not seal:
             return Position(0, "", latest)
         return position_of(Recorded(*seal[0]), latest)
@@ -198,9 +214,9 @@ class ClickHouseSink:
                 data = block(table, rows[table.name])
                 self.opened().raw_insert(self.table(table), columns, data, settings=_SETTINGS, fmt="Native")
 
-    def table(self, table: Table) -> str:
+    def table(self, table: Table, suffix: str | None = None) -> str:
         """Its name, with the database."""
-        return f"{self._place.database}.{table.name}{self._suffix}"
+        return f"{self._place.database}.{table.name}{self._suffix if suffix is None else suffix}"
 
     def _rows(
         self,
@@ -208,9 +224,10 @@ class ClickHouseSink:
         parameters: dict[str, Any],
         table: Table = TABLES[-1],
         *,
+        suffix: str | None = None,
         formats: Any = None,
     ) -> Any:
-        named = sql.replace("{table}", self.table(table)).replace("{version}", table.version)
+        named = sql.replace("{table}", self.table(table, suffix)).replace("{version}", table.version)
         return self.opened().query(named, parameters=parameters, column_formats=formats).result_rows
 
     def opened(self) -> "Client":

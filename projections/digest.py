@@ -26,7 +26,7 @@ _REPLACED: Final = (ORDERS, EXECUTIONS, POSITIONS)
 _HELD: Final = (
     "SELECT countIf({version} <= {seq:UInt64}), "
     "sumIf(reinterpretAsUInt256(SHA256({line})), {version} <= {seq:UInt64}), "
-    "groupArrayIf(({key}), {version} > {seq:UInt64}) FROM {table} FINAL WHERE ledger_id = {ledger:String}"
+    "groupArrayIf(({key}), {version} > {seq:UInt64}) FROM {table} FINAL WHERE ledger_id = {ledger:String}{others}"
 )
 
 
@@ -102,17 +102,32 @@ def _digest(rows: int, total: int) -> Digest:
 
 
 def held(
-    client: "Client", table: Table, database: str, ledger_id: str, seq: int, suffix: str = ""
+    client: "Client",
+    table: Table,
+    database: str,
+    ledger_id: str,
+    seq: int,
+    suffix: str = "",
+    without: Sequence[Sequence[Any]] = (),
 ) -> tuple[Digest, list[Any]]:
-    """The digest of the rows up to `seq`, and the keys of those that have changed since."""
+    """The digest of the rows up to `seq`, but those of the keys `without`; and the keys of those that changed since."""
+    keys = ", ".join(f"({', '.join(map(_literal, key))})" for key in without)
     sql = (
-        _HELD.replace("{table}", f"{check_database(database)}.{table.name}{suffix}")
+        _HELD.replace("{others}", f" AND ({', '.join(table.key)}) NOT IN ({keys})" if keys else "")
+        .replace("{table}", f"{check_database(database)}.{table.name}{suffix}")
         .replace("{version}", table.version)
         .replace("{line}", line_sql(table))
         .replace("{key}", ", ".join(table.key))
     )
     ((rows, total, changed),) = client.query(sql, parameters={"ledger": ledger_id, "seq": seq}).result_rows
     return _digest(rows, int(total)), changed
+
+
+def _literal(value: object) -> str:
+    if isinstance(value, int):
+        return str(value)
+    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def agree_tables(

@@ -38,7 +38,8 @@ class ProjectionSettings(msgspec.Struct, frozen=True, kw_only=True, omit_default
     nice: int = 5
     patience_s: float = 2.0
     stop_s: float = 3.0
-    clickhouse_interval_s: float = 0.25
+    clickhouse_interval_s: float = 0.05
+    clickhouse_lag_s: float = 0.2
     audit_interval_s: float = 0.1
     kafka_interval_s: float = 0.05
 
