@@ -183,6 +183,7 @@ class Service:
                 clickhouse=clickhouse or EMBEDDED,
                 clickhouse_user=settings.clickhouse_user,
                 clickhouse_password=settings.clickhouse_password.reveal(),
+                clickhouse_cluster=settings.clickhouse_cluster,
                 database=settings.clickhouse_database,
                 http_port=port,
                 kafka=settings.kafka_brokers or OFF,

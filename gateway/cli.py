@@ -14,7 +14,7 @@ import click
 import orjson
 import structlog
 
-from gateway import cli_ledger, cli_proof
+from gateway import cli_ledger, cli_projections, cli_proof
 from gateway.cli_backup import backup, restore_command
 from gateway.cli_bench import bench
 from gateway.cli_common import Failure, data_option, failures, json_option, print_json, settings_of
@@ -99,7 +99,7 @@ def submit(file: Any, data: str | None, as_json: bool, timeout_s: float) -> None
 @data_option
 @json_option
 def sql(query: str, data: str | None, as_json: bool) -> None:
-    """Ask ClickHouse, read only: tables executions, order_events, positions.
+    """Ask ClickHouse, read only: tables orders, executions, positions …; docs/clickhouse.md names them all.
 
     A query with its own FORMAT is printed as ClickHouse answers it.
     """
@@ -209,7 +209,10 @@ cli.add_command(cli_ledger.orders)
 cli.add_command(cli_ledger.export)
 cli.add_command(backup)
 cli.add_command(restore_command(_read_audit, _open_kafka))
-cli.add_command(cli_proof.verify_command(_open_kafka, _agree_kafka))
+cli.add_command(cli_proof.verify_command(_open_kafka, _agree_kafka, cli_projections.agreement))
+cli.add_command(cli_projections.migrate)
+cli.add_command(cli_projections.rebuild)
+cli.add_command(cli_projections.positions)
 cli.add_command(cli_proof.prove)
 cli.add_command(sim)
 

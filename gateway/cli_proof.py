@@ -29,9 +29,11 @@ class Compared(Protocol):
 
 
 def verify_command(
-    open_kafka: Callable[[Settings], Log], agree_kafka: Callable[["EventStore", Log, str], Sequence[Compared]]
+    open_kafka: Callable[[Settings], Log],
+    agree_kafka: Callable[["EventStore", Log, str], Sequence[Compared]],
+    agreement: Callable[[Settings], list[dict[str, Any]]],
 ) -> click.Command:
-    """`verify`. `open_kafka`: what Kafka holds; `agree_kafka` compares a ledger with it."""
+    """`verify`. `open_kafka`: what Kafka holds; `agree_kafka`, `agreement`: the ledger against it, and ClickHouse."""
 
     @click.command()
     @click.option(
@@ -43,14 +45,21 @@ def verify_command(
     @click.option(
         "--kafka", is_flag=True, help="Compare with what KAFKA_BROKERS hold, and take the signed heads from there."
     )
+    @click.option("--clickhouse", is_flag=True, help="Compare every ClickHouse table with the ledger too.")
     @data_option
     @json_option
     def verify(
-        heads_file: str | None, key_files: tuple[str, ...], kafka: bool, data: str | None, as_json: bool
+        heads_file: str | None,
+        key_files: tuple[str, ...],
+        kafka: bool,
+        clickhouse: bool,
+        data: str | None,
+        as_json: bool,
     ) -> None:
         """Check every event, seal and signed head of the ledger. Exit code 0 only if all of them hold.
 
-        With --kafka also that Kafka holds the same: every byte, in order, and every signed head.
+        With --kafka also that Kafka holds the same: every byte, in order, and every signed head. With --clickhouse
+        also that every table holds what the ledger's events make of it.
         """
         settings = settings_of({"data": data})
         with failures():
@@ -58,10 +67,14 @@ def verify_command(
             found = verify_ledger(
                 settings, progress=not as_json, heads_file=heads_file, key_files=key_files, log=log, agree=agree_kafka
             )
+            tables = agreement(settings) if clickhouse and found["ok"] else []
+        if clickhouse:
+            found |= {"clickhouse": tables, "ok": found["ok"] and all(one["ok"] for one in tables)}
         if as_json:
             print_json(found)
         else:
             _print_verification(found)
+            _print_tables(tables)
         sys.exit(0 if found["ok"] else 2)
 
     return verify
@@ -197,6 +210,18 @@ def _print_verification(found: dict[str, Any]) -> None:
             problem = one["difference"] or f"{one['behind']} records are missing at the end: does the mirror run?"
             out.print(f"[red]{escape(one['projection'])} DIFFERS[/]: {escape(problem)}")
     out.print(f"head {found['head']}", style="dim")
+
+
+def _print_tables(tables: list[dict[str, Any]]) -> None:
+    from gateway.show import console
+
+    for one in tables:
+        ledger, held = one["ledger"], one["held"]
+        if one["ok"]:
+            told = f"{held['rows']} rows, digest {held['digest'][:16]}…, agree with the ledger up to event {one['seq']}"
+        else:
+            told = f"[red]DIFFERS[/]: {held['rows']} rows, the ledger gives {ledger['rows']}; see order-ledger rebuild"
+        console().print(f"clickhouse.{one['table']}: {told}", soft_wrap=True)
 
 
 def _told_of_heads(found: dict[str, Any]) -> list[str]:

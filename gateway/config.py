@@ -63,6 +63,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     kafka_replication: int = 0  # of topics that are made: 0 is up to three, by the number of brokers
     clickhouse_url: Secret | None = None
     clickhouse_database: str = "suho_analytics"
+    clickhouse_cluster: str = ""
     clickhouse_user: str = "default"
     clickhouse_password: Secret = Secret("")
     clickhouse_http_port: int = 8123
@@ -175,6 +176,7 @@ VARIABLES: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "KAFKA_REPLICATION_FACTOR": ("kafka_replication", _number(int, 0, 100)),
     "CLICKHOUSE_URL": ("clickhouse_url", Secret),
     "CLICKHOUSE_DATABASE": ("clickhouse_database", str),
+    "CLICKHOUSE_CLUSTER": ("clickhouse_cluster", str),
     "CLICKHOUSE_USER": ("clickhouse_user", str),
     "CLICKHOUSE_PASSWORD": ("clickhouse_password", Secret),
     "CLICKHOUSE_HTTP_PORT": ("clickhouse_http_port", _port),

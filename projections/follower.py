@@ -107,11 +107,14 @@ class Sink(Protocol):
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of one follower. A batch is at least one sealed commit, however large, and at most `max_events` or
     `max_bytes` of stored bytes; `min_interval_s` is the least time between the starts of two writes while the sink
-    keeps up, so that a quiet ledger does not become one insert per row."""
+    keeps up, so that a quiet ledger does not become one insert per row. `most_lag_s`, where it is not 0, is the time in
+    which an event shall be there: the pause before a write then takes what its last writes leave of that time, and at
+    least `min_interval_s`."""
 
     max_events: int = 8192
     max_bytes: int = 8 * 1024 * 1024
     min_interval_s: float = 0.0
+    most_lag_s: float = 0.0
     retry_first_s: float = 0.1
     retry_most_s: float = 30.0
     idle_s: float = 5.0
@@ -157,6 +160,7 @@ class Follower:
         self._attached = False
         self._pending: Batch | None = None
         self._failures_in_a_row = 0
+        self._slow_s = 0.0
         self.progress = Progress(sink=sink.name, state="starting")
 
     async def start(self, patience_s: float = 0.0) -> bool:
@@ -249,7 +253,11 @@ class Follower:
             self._healthy()
             await self._until(self._source.wait(self.progress.position, self._pace.idle_s))
         elif not full:
-            await self._pause(self._pace.min_interval_s - (time.monotonic() - began))
+            took_s = time.monotonic() - began
+            # A write that was slow once may be again: the longest of late counts, and fades.
+            self._slow_s = max(took_s, self._slow_s * 0.95)
+            interval_s = max(self._pace.min_interval_s, self._pace.most_lag_s - self._slow_s)
+            await self._pause(interval_s - took_s if self._pace.most_lag_s == 0 else interval_s)
 
     async def _take(self) -> bool | None:
         """Writes one batch; None when there is none, else whether more may be waiting behind it."""

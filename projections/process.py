@@ -29,6 +29,8 @@ from ledger.store import EventStore, open_store
 from projections.audit_files import AuditFilesSink
 from projections.clickhouse import ClickHouseSink
 from projections.follower import Follower, Pace, Progress, Sink, remedy_of
+from projections.rebuild import Rebuild
+from projections.request import RebuildService
 from projections.settings import OFF, ProjectionSettings, target_of
 from projections.source import StoreSource
 
@@ -78,6 +80,7 @@ class Projections:
         self._sinks: list[Sink] = []
         self._source: StoreSource | None = None
         self._endpoint: Any = None
+        self._rebuilds: RebuildService | None = None
         self._changed = asyncio.Event()
         self._told_stopped: set[str] = set()
         self._ready = False
@@ -98,8 +101,28 @@ class Projections:
             raise LedgerUnavailable("the ledger has no first event: start the gateway before the projections")
         target = target_of(settings)
         if target is not None:
-            sink = ClickHouseSink(target[0], ledger_id, database=target[1], migrate_at_start=settings.migrate_at_start)
-            self._add(sink, Pace(min_interval_s=settings.clickhouse_interval_s))
+            sink = ClickHouseSink(
+                target[0],
+                ledger_id,
+                database=target[1],
+                cluster=settings.clickhouse_cluster,
+                past=self._source.streams,
+                migrate_at_start=settings.migrate_at_start,
+            )
+            self._add(sink, Pace(min_interval_s=settings.clickhouse_interval_s, most_lag_s=settings.clickhouse_lag_s))
+            self._rebuilds = RebuildService(
+                Path(settings.data_dir),
+                lambda hold, advance: Rebuild(
+                    store,
+                    target[0],
+                    ledger_id,
+                    database=target[1],
+                    cluster=settings.clickhouse_cluster,
+                    hold=hold,
+                    advance=advance,
+                ),
+                sink.call,
+            )
         if settings.audit_dir:
             self._add(AuditFilesSink(Path(settings.audit_dir)), Pace(min_interval_s=settings.audit_interval_s))
         if settings.kafka not in (OFF, ""):
@@ -125,15 +148,20 @@ class Projections:
     async def run(self, stop: asyncio.Event) -> None:
         """Follows until `stop`, then takes the sinks to the end of the ledger, within the time allowed."""
         runs = [asyncio.create_task(one.run()) for one in self._followers]
-        reports = asyncio.create_task(self._report())
+        beside = [asyncio.create_task(self._report())]
+        if self._rebuilds is not None:
+            beside.append(asyncio.create_task(self._rebuilds.run()))
         await stop.wait()
+        if self._rebuilds is not None:
+            self._rebuilds.stop()
         for follower in self._followers:
             follower.stop()
         if runs:
             _, late = await asyncio.wait(runs, timeout=self._settings.stop_s * 0.7)
             for run in late:
                 run.cancel()
-        reports.cancel()
+        for task in beside:
+            task.cancel()
 
     async def close(self) -> None:
         if self._endpoint is not None:

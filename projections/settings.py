@@ -14,7 +14,8 @@ EMBEDDED = "embedded"
 
 
 class ProjectionSettings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`clickhouse`: `embedded`, `off` or `http(s)://[user:password@]host[:port][/database]`. `kafka`: `off` or a comma
+    """`clickhouse`: `embedded`, `off` or `http(s)://[user:password@]host[:port][/database]`; `clickhouse_cluster`: the
+    name of its cluster, if the tables are to be replicated. `kafka`: `off` or a comma
     list of brokers; `kafka_options` are security settings by the names of the `KAFKA_` environment variables, in
     lower case without that prefix (`security_protocol`, `sasl_mechanism`, `sasl_username`, `sasl_password`,
     `ssl_cafile`, `ssl_certfile`, `ssl_keyfile`, `ssl_password`). `audit_dir`: empty = no audit files. `http_port`: of
@@ -26,6 +27,7 @@ class ProjectionSettings(msgspec.Struct, frozen=True, kw_only=True, omit_default
     clickhouse_user: str = ""
     clickhouse_password: str = ""
     database: str = "suho_analytics"
+    clickhouse_cluster: str = ""
     migrate_at_start: bool = True
     http_host: str = "127.0.0.1"
     http_port: int = 0
@@ -37,8 +39,9 @@ class ProjectionSettings(msgspec.Struct, frozen=True, kw_only=True, omit_default
     nice: int = 5
     patience_s: float = 2.0
     stop_s: float = 3.0
-    clickhouse_interval_s: float = 0.25
-    audit_interval_s: float = 0.15
+    clickhouse_interval_s: float = 0.05
+    clickhouse_lag_s: float = 0.2
+    audit_interval_s: float = 0.1
     kafka_interval_s: float = 0.05
 
     def __repr__(self) -> str:

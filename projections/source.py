@@ -6,7 +6,7 @@ one was lost is the head looked up now and then.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
@@ -38,6 +38,10 @@ class StoreSource:
 
     async def at(self, seq: int) -> Recorded | None:
         return await self._call(lambda: self._store.at(seq))
+
+    def streams(self, streams: Sequence[str]) -> dict[str, list[Recorded]]:
+        """All events of these streams; blocks, and may be called from any thread."""
+        return self._store.streams(streams)
 
     async def head(self) -> int:
         found = self._store.head() if self._store.is_local else await self._call(self._store.head)
