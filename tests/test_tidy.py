@@ -39,6 +39,8 @@ PURE = {
     "gateway/times.py": {"datetime", "typing", "msgspec"},
     "gateway/describe.py": {"collections", "datetime", "decimal", "typing", "msgspec"},
     "gateway/retcodes.py": {"enum", "typing", "msgspec"},
+    "gateway/broker.py": {"collections", "decimal", "typing", "msgspec"},
+    "gateway/validate.py": {"collections", "datetime", "decimal", "fnmatch", "typing", "msgspec"},
 }
 FORBIDDEN_CALLS = {"now", "utcnow", "today", "time", "monotonic", "uuid4", "random", "open", "print", "input"}
 TOP = {
