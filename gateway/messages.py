@@ -11,8 +11,8 @@ import msgspec
 
 from gateway.retcodes import lookup
 from gateway.times import iso
-from ledger.account_events import MessageRejected
-from ledger.events import Envelope, Recorded
+from ledger.account_events import AlertRaised, MessageRejected, TradingHalted, TradingResumed
+from ledger.events import Envelope, Recorded, WriterTookOver
 from ledger.order_events import (
     AnomalyDetected,
     ConflictReceived,
@@ -82,6 +82,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     expiration: int | None = None
     sl: Decimal | None = None
     tp: Decimal | None = None
+    kind: str | None = None
+    source: str | None = None
     next_attempt_at: str | None = None
     provisional: bool | None = None
     retcode: int | None = None
@@ -100,6 +102,8 @@ class Outgoing(NamedTuple):
     message: Message
 
 
+# The kind of anomaly, and of alert, that says: this outcome stays unknown until an operator decides.
+UNRESOLVED: Final = "unresolved_outcome"
 _encoder: Final = msgspec.json.Encoder(decimal_format="number")
 
 
@@ -125,6 +129,10 @@ def outgoing(recorded: Recorded, envelope: Envelope) -> Outgoing | None:
     def made(kind: str, symbol: str, **fields: object) -> Outgoing:
         message = Message(**(base | {"symbol": symbol} | fields))  # type: ignore[arg-type]  # one builder for all kinds
         return Outgoing(f"broker.{kind}.{subject_token(symbol)}", message)
+
+    def alert(kind: str, symbol: str, text: str, **fields: object) -> Outgoing:
+        message = Message(**(base | {"symbol": symbol, "kind": kind, "description": text} | fields))  # type: ignore[arg-type]
+        return Outgoing(f"broker.alert.{subject_token(kind)}", message)
 
     match event:
         case OrderFilled() | OrderPartiallyFilled():
@@ -324,10 +332,17 @@ def outgoing(recorded: Recorded, envelope: Envelope) -> Outgoing | None:
                 description="; ".join(event.reasons),
             )
         case AnomalyDetected():
-            return Outgoing(
-                "broker.alert.anomaly",
-                Message(**(base | {"symbol": event.symbol, "description": f"{event.kind}: {event.detail}"})),  # type: ignore[arg-type]
-            )
+            kind = UNRESOLVED if event.kind == UNRESOLVED else "anomaly"
+            return alert(kind, event.symbol, f"{event.kind}: {event.detail}")
+        case AlertRaised():
+            named = {"order_id": event.order_id} if event.order_id else {}
+            return alert(event.kind, event.symbol, event.text, **named)
+        case TradingHalted():
+            return alert("halted", "", event.reason, source=event.source, by=event.by or None)
+        case TradingResumed():
+            return alert("resumed", "", event.reason or "the halt is lifted", source=event.source, by=event.by or None)
+        case WriterTookOver():
+            return alert("fenced", "", f"the writer {event.displaced} was displaced by {event.host} ({event.pid})")
         case _:
             return None
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from datetime import datetime
 from decimal import Decimal
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import structlog
@@ -61,6 +61,9 @@ from ledger.trade import (
 from ledger.values import comment_of, magic_of
 from ledger.writer import Cause, Executed, Ledger
 
+if TYPE_CHECKING:
+    from gateway.admission import Admission
+
 log = structlog.get_logger()
 
 MAX_SENDS: Final = 8
@@ -99,6 +102,7 @@ class Submitter:
         self._no_symbols: dict[str, float] = {}
         self._probing: dict[str, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self.admission: Admission | None = None  # what judges a request before it is checked or sent
         self._offset_s = 0
         self.in_hand = 0
         self._idle = asyncio.Event()
@@ -355,6 +359,9 @@ class Submitter:
             self._end_here(order_id, RefuseOrder(reasons=(reason,)), self._causes.get(order_id, Cause(actor=ACTOR)))
             return None
         request = build_request(order, order.attempt + 1, symbol, self._settings.default_deviation_points)
+        if self.admission is not None and (reasons := await self.admission.objections(order_id, request, symbol)):
+            self._end_here(order_id, RefuseOrder(reasons=reasons), self._causes.get(order_id, Cause(actor=ACTOR)))
+            return None
         return request, symbol.point
 
     async def _symbol(self, name: str) -> Symbol | None:

@@ -295,7 +295,26 @@ TOLD = {
             "attempts": 2,
         },
     ),
-    "order.anomaly_detected": ("alert", {"description": "late_fill: a deal after failed"}),
+    "order.anomaly_detected": (
+        "alert.anomaly",
+        {"kind": "anomaly", "symbol": "EURUSD", "description": "late_fill: a deal after failed"},
+    ),
+    "account.halted": (
+        "alert.halted",
+        {"kind": "halted", "source": "operator", "by": "ann", "description": "loss of the day"},
+    ),
+    "account.resumed": (
+        "alert.resumed",
+        {"kind": "resumed", "source": "operator", "by": "bob", "description": "checked"},
+    ),
+    "account.alert_raised": (
+        "alert.slow_broker",
+        {"kind": "slow_broker", "symbol": "EURUSD", "description": "1.5 s to the broker"},
+    ),
+    "writer.took_over": (
+        "alert.fenced",
+        {"kind": "fenced", "description": "the writer host-1:1234 was displaced by host-2 (4711)"},
+    ),
     "inbox.message_rejected": (
         "error",
         {
@@ -319,15 +338,13 @@ SILENT = {
     "account.disconnected",
     "account.login_refused",
     "account.external_deal_observed",
-    "account.halted",
-    "account.resumed",
+    "account.control_received",
     "account.configuration_accepted",
     "account.configuration_refused",
     "account.reconciled",
     "account.snapshot_taken",
     "writer.ledger_created",
     "writer.checkpointed",
-    "writer.took_over",
     "writer.head_signed",
     "writer.batch_sealed",
 }
@@ -348,8 +365,9 @@ def test_of_every_event_it_is_said_here_what_goes_out():
 def test_an_event_goes_out_on_its_subject_with_just_these_fields(topic):
     kind, fields = TOLD[topic]
     subject, body = told_of(topic)
-    assert subject == ("broker.alert.anomaly" if kind == "alert" else f"broker.{kind}.EURUSD")
-    assert body == fields | {
+    assert subject == (f"broker.{kind}" if kind.startswith("alert") else f"broker.{kind}.EURUSD")
+    named = {} if kind.startswith("alert") else {"symbol": "EURUSD"}
+    assert body == named | fields | {
         "event": topic,
         "event_id": "ledger-a:42",
         "seq": 42,
@@ -357,7 +375,6 @@ def test_an_event_goes_out_on_its_subject_with_just_these_fields(topic):
         "account": "5001",
         "recorded_at": "2026-03-01T12:00:00.123456Z",
         "order_id": "a/b" if topic == "inbox.message_rejected" else "ord_1",
-        "symbol": "EURUSD",
         "correlation_id": "corr-1",
     }
 
