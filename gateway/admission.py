@@ -42,10 +42,10 @@ class Admission:
         view = self._view(order_id, target)
         tick, fresh = None, True
         if self._needs_price(request):
-            tick, fresh = await self._tick(symbol.name)
+            tick, fresh = await self._tick(symbol.name, TICK_FRESH_S)
         reasons = validate(request, symbol, tick, view, self._limits, self._clock())
         if reasons and not fresh:
-            tick, _ = await self._tick(symbol.name, within_s=0.0)
+            tick, _ = await self._tick(symbol.name, 0.0)
             reasons = validate(request, symbol, tick, view, self._limits, self._clock())
         if not reasons and opened_volume(request, view) != 0:
             self._let_through.setdefault(order_id, time.monotonic())
@@ -72,7 +72,7 @@ class Admission:
             return True
         return request.action not in (ACTION_DEAL, ACTION_REMOVE) or bool(request.sl or request.tp)
 
-    async def _tick(self, name: str, within_s: float = TICK_FRESH_S) -> tuple[Tick | None, bool]:
+    async def _tick(self, name: str, within_s: float) -> tuple[Tick | None, bool]:
         """The symbol's price, and whether it was asked for just now."""
         now = time.monotonic()
         known = self._ticks.get(name)
