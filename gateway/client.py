@@ -5,13 +5,13 @@ import contextlib
 from typing import Any, Final
 
 import msgspec
-import nats
 import nats.errors
 import nats.js.errors
 import orjson
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from gateway import nats_connection
 from gateway.config import Settings
 from ledger.values import subject_token
 
@@ -42,14 +42,11 @@ async def connect(settings: Settings) -> Client:
     else:
         raise NoAnswer(f"no service runs on {settings.data}: start `order-ledger serve`, or set NATS_URL")
     try:
-        return await asyncio.wait_for(nats.connect(servers, allow_reconnect=False, error_cb=_quiet), CONNECT_S)
-    except (OSError, TimeoutError, nats.errors.Error) as error:
-        reason = str(error) or "no answer"
-        raise NoAnswer(f"cannot reach the service's message bus: {reason}. Does `order-ledger serve` run?") from None
-
-
-async def _quiet(_: Exception) -> None:
-    """The error is raised where it is waited for."""
+        return await nats_connection.connect(
+            settings, servers, name="order-ledger command", reconnect=False, within_s=CONNECT_S
+        )
+    except nats_connection.NatsUnreachable as error:
+        raise NoAnswer(f"{error}. Does `order-ledger serve` run?") from None
 
 
 class News:

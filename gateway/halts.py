@@ -41,22 +41,24 @@ MAX_REASON: Final = 256
 
 
 class Halts:
-    """The halts of one account. A repeated halt with the same words is no new event."""
+    """The halts of one account. A repeated halt with the same words is no new event. Without `errands` it cannot be
+    started: it halts and lifts all the same."""
 
-    def __init__(self, ledger: Ledger, errands: Errands, settings: Settings) -> None:
+    def __init__(self, ledger: Ledger, errands: Errands | None, settings: Settings) -> None:
         self._ledger, self._errands, self._settings = ledger, errands, settings
         self._stream = account_stream(ledger.login)
         self._cancel_wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self, watch: Watch) -> "asyncio.Task[None]":
+        assert self._errands is not None
         """Brings the halts up to date with the settings, and cancels working orders where a halt says so."""
         self.apply_configuration(self._settings)
         for kind in (OrderPlaced, OrderPartiallyFilled, TradingHalted):
             watch.on(kind.topic(), self._look)
         if self._cancelling() is not None:
             self._cancel_wanted.set()
-        self._task = asyncio.create_task(self._cancel_loop(), name="halts")
+        self._task = asyncio.create_task(self._cancel_loop(self._errands), name="halts")
         return self._task
 
     async def stop(self) -> None:
@@ -116,7 +118,7 @@ class Halts:
         if self._cancelling() is not None:
             self._cancel_wanted.set()
 
-    async def _cancel_loop(self) -> None:
+    async def _cancel_loop(self, errands: Errands) -> None:
         while True:
             await self._cancel_wanted.wait()
             self._cancel_wanted.clear()
@@ -126,11 +128,11 @@ class Halts:
             mark = hashlib.sha256(msgspec.json.encode(halt)).hexdigest()[:12]
             wanted = [
                 cancel_order(f"halt.{mark}.{order.order_ticket}", order.order_ticket, order.symbol)
-                for order in self._errands.working()
+                for order in errands.working()
                 if order.order_ticket
             ]
             try:
-                await self._errands.give(wanted, Cause(actor=ACTOR))
+                await errands.give(wanted, Cause(actor=ACTOR))
             except LedgerError as error:
                 log.warning("working orders are not cancelled", error=str(error))
                 return

@@ -82,7 +82,8 @@ async def connect(
 
     async def error(problem: Exception) -> None:
         text = str(problem) or type(problem).__name__
-        log.debug("NATS", error=text)
+        if reconnect:  # a command says what it met where it fails
+            log.debug("NATS", error=text)
         if len(met) < 20:
             met.append(text)
 
