@@ -206,9 +206,9 @@ class OrderBus:
     def _wanted_subjects(self, stream: StreamConfig) -> list[str]:
         """What is read of the stream. Raises BusRefused when the stream is none that orders are safe in."""
         subjects = stream.subjects or []
-        if stream.storage is StorageType.MEMORY:
+        if stream.storage == StorageType.MEMORY:
             raise BusRefused(f"the stream {STREAM} is kept in memory, orders would be lost: use file storage")
-        if stream.retention is RetentionPolicy.INTEREST:
+        if stream.retention == RetentionPolicy.INTEREST:
             raise BusRefused(f"the stream {STREAM} keeps nothing while nobody listens: use retention limits")
         if stream.sealed:
             raise BusRefused(f"the stream {STREAM} is sealed: it takes no orders")

@@ -5,12 +5,12 @@ is ever shown.
 """
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import aiohttp
-import nats
 import nats.errors
 import structlog
 from nats.aio.client import Client
@@ -87,10 +87,10 @@ async def connect(
         if len(met) < 20:
             met.append(text)
 
-    options = login_options(settings)
+    options, client = login_options(settings), Client()
     try:
-        return await asyncio.wait_for(
-            nats.connect(
+        await asyncio.wait_for(
+            client.connect(
                 servers,
                 name=name,
                 allow_reconnect=reconnect,
@@ -104,11 +104,14 @@ async def connect(
             ),
             within_s,
         )
+        return client
     except (TimeoutError, OSError, nats.errors.Error) as problem:
         reason = str(problem) or (met[-1] if met else "no answer")
     except Exception as problem:
         # A seed or a credentials file that cannot be read raises what its library likes: its text may hold secrets.
         reason = f"the credentials cannot be used ({type(problem).__name__})"
+    with contextlib.suppress(Exception):  # it failed already: what matters is that nothing of it stays open
+        await client.close()
     shown = ",".join(safe_url(one) for one in servers)
     raise NatsUnreachable(f"cannot reach NATS at {shown}: {reason}")
 

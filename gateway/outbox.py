@@ -279,7 +279,7 @@ class Outbox:
             problems.append(f"it has the subjects {sorted(found.subjects or [])}, {wanted} are needed")
         if found.republish != self._layout.republish:
             problems.append("it republishes otherwise than NATS_NEWS says")
-        if found.storage is StorageType.MEMORY:
+        if found.storage == StorageType.MEMORY:
             problems.append("it is kept in memory")
         if found.retention not in (None, RetentionPolicy.LIMITS):
             problems.append("its retention is not limits")
