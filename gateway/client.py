@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -84,6 +85,18 @@ class News:
             while (found := find()) is None:
                 await self._arrived.wait()
             return found
+
+
+    async def first(self, wanted: Callable[[dict[str, Any]], bool], timeout_s: float) -> dict[str, Any]:
+        """The first news that is wanted, with its subject. Raises TimeoutError."""
+        async with self._arrived, asyncio.timeout(timeout_s):
+            seen = 0
+            while True:
+                for subject, body in self._all[seen:]:
+                    if wanted(body):
+                        return body | {"subject": subject}
+                seen = len(self._all)
+                await self._arrived.wait()
 
 
 def order_id_of(payload: bytes) -> tuple[str | None, str]:
