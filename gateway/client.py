@@ -86,7 +86,6 @@ class News:
                 await self._arrived.wait()
             return found
 
-
     async def first(self, wanted: Callable[[dict[str, Any]], bool], timeout_s: float) -> dict[str, Any]:
         """The first news that is wanted, with its subject. Raises TimeoutError."""
         async with self._arrived, asyncio.timeout(timeout_s):

@@ -269,7 +269,9 @@ class FillHandler:
         url = settings.clickhouse_url.reveal() if settings.clickhouse_url else found.get("clickhouse_http")
         if not url:
             return False
-        login = (settings.clickhouse_user, settings.clickhouse_password.reveal()) if settings.clickhouse_url else ("", "")
+        login = (
+            (settings.clickhouse_user, settings.clickhouse_password.reveal()) if settings.clickhouse_url else ("", "")
+        )
         # The id is ours: letters, digits and a colon.
         query = f"SELECT count() AS n FROM executions WHERE execution_id = '{urllib.parse.quote(event_id, safe=':')}'"  # noqa: S608
         try:
@@ -304,7 +306,7 @@ async def _confirm(result: OrderResult, settings: Settings | None, *, error: boo
 
 
 def _matching(events: list[dict[str, Any]], order_id: str, data: Mapping[str, Any]) -> list[Fill]:
-    """The fills among the events that the data speak of: by ticket (of order or deal), volume and price, where given."""
+    """The fills among the events that the data speak of: by ticket (of order or deal), volume and price."""
     found = []
     for one in events:
         fill = one["data"]

@@ -95,7 +95,7 @@ async def connect(
                 name=name,
                 allow_reconnect=reconnect,
                 max_reconnect_attempts=-1,
-                reconnect_time_wait=0.5,
+                reconnect_time_wait=0.5,  # type: ignore[arg-type]  # it sleeps as long
                 disconnected_cb=disconnected,
                 reconnected_cb=reconnected,
                 error_cb=error,

@@ -11,7 +11,7 @@ import pytest
 from gateway import interface as api
 from gateway.messages import Message
 from ledger.intake import ACTIONS, read_order
-from tests.make_asyncapi import FILE, REQUIRED, document, text
+from tests.make_asyncapi import FILE, REQUIRED, order_schema, text
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +75,7 @@ def test_what_is_required_is_what_the_gateway_requires(action):
     }[action]
     whole = {"order_id": "o-1", "action": action} | fields
     assert read_order(orjson.dumps(whole)).reasons == ()
-    schema = document()["components"]["schemas"]
-    name = next(
-        name for name, one in schema.items() if one.get("properties", {}).get("action", {}).get("const") == action
-    )
-    assert set(whole) <= set(schema[name]["properties"])
+    assert set(whole) <= set(order_schema(action)["properties"])
     for one in ["order_id", *(field for field in fields if field in str(REQUIRED[action]))]:
         without = {field: value for field, value in whole.items() if field != one}
         assert read_order(orjson.dumps(without)).reasons != (), one
