@@ -71,6 +71,9 @@ def test_the_commands_of_the_tour_work_one_after_the_other(tour):
         "history",
         "orders",
         "export",
+        "halt",
+        "query",
+        "resume",
         "backup",
         "restore",
     ]
