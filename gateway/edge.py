@@ -1,7 +1,7 @@
 """What surrounds the orders: validation, limits, halts, alerts, queries and control. Composition only."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
 
@@ -21,11 +21,12 @@ from gateway.risk import RiskWatch
 from gateway.submit import Submitter
 from gateway.watch import Watch
 from ledger.store import EventStore
-from ledger.writer import Ledger
+from ledger.writer import Cause, Ledger
 
 
 class Edge:
-    """Started before orders are taken up, so that none is sent unjudged; listens once they are."""
+    """Started before orders are taken up, so that none is sent unjudged; listens once they are. `reconcile`: compares
+    our view with the broker's and says in words what it found."""
 
     def __init__(
         self,
@@ -38,6 +39,7 @@ class Edge:
         connection: Client,
         clock: Callable[[], datetime],
         version: str,
+        reconcile: Callable[[Cause], Awaitable[str]] | None = None,
     ) -> None:
         self._settings, self._connection = settings, connection
         self._watch = Watch(ledger.tail)
@@ -46,7 +48,7 @@ class Edge:
         self.halts = Halts(ledger, errands, settings)
         offset_s = account.server_utc_offset_s
         self._risk = RiskWatch(query, ledger, self.halts, settings.limits, clock, offset_s or 0)
-        submitter.admission = Admission(
+        admission = Admission(
             query,
             settings.limits,
             clock,
@@ -54,10 +56,17 @@ class Edge:
             server_utc_offset_s=offset_s,
             risk=self._risk if self._risk.needed else None,
         )
+        submitter.admit = admission.objections
         self._switch = DeadMansSwitch(self.halts, settings.heartbeat_timeout_s, settings.heartbeat_subject)
         queries = Queries(ledger, store, query, clock, connection.max_payload)
         self.control = Control(
-            ledger, self.halts, clock, errands=errands, open_now=queries.open_now, take=submitter.take
+            ledger,
+            self.halts,
+            clock,
+            errands=errands,
+            open_now=queries.open_now,
+            take=submitter.take,
+            reconcile=reconcile,
         )
         self._service = MicroService(
             connection,

@@ -8,10 +8,10 @@ every open order into the stage that `next_step` names.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 import structlog
@@ -61,9 +61,6 @@ from ledger.trade import (
 from ledger.values import comment_of, magic_of
 from ledger.writer import Cause, Executed, Ledger
 
-if TYPE_CHECKING:
-    from gateway.admission import Admission
-
 log = structlog.get_logger()
 
 MAX_SENDS: Final = 8
@@ -79,6 +76,7 @@ SUPPORTED: Final = Supported(frozenset({"open"}), frozenset(MARKET_TYPES))
 
 _FILLINGS: Final = {"fok": FILLING_FOK, "ioc": FILLING_IOC, "return": FILLING_RETURN, "boc": FILLING_BOC}
 _EXECUTION_MARKET: Final = 2
+Admit = Callable[[str, TradeRequest, Symbol], Awaitable[tuple[str, ...]]]  # every reason against it
 _Built = tuple[TradeRequest, Decimal]  # a request, and the point of its symbol
 _FLAG_FOK, _FLAG_IOC = 1, 2
 
@@ -92,8 +90,7 @@ class Submitter:
         self._ledger, self._trade, self._query = ledger, trade, query
         self._settings, self._clock = settings, clock
         self._policy = settings.policy
-        self._checks: deque[str] = deque()
-        self._sends: deque[str] = deque()
+        self._checks, self._sends = deque[str](), deque[str]()
         self._check_wake, self._send_wake = asyncio.Event(), asyncio.Event()
         self._causes: dict[str, Cause] = {}
         self._waiting: dict[str, tuple[int, float]] = {}  # the failed attempt, and since when (monotonic)
@@ -102,7 +99,7 @@ class Submitter:
         self._no_symbols: dict[str, float] = {}
         self._probing: dict[str, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self.admission: Admission | None = None  # what judges a request before it is checked or sent
+        self.admit: Admit | None = None  # judges a request before it is checked or sent
         self._offset_s = 0
         self.in_hand = 0
         self._idle = asyncio.Event()
@@ -346,23 +343,19 @@ class Submitter:
         return None
 
     async def _build(self, order_id: str) -> "_Built | None":
-        """The request of the next attempt and the symbol's point; None when the order was refused instead.
-
-        Raises TerminalError.
-        """
+        """The next attempt's request and its symbol's point; None when it was refused instead. Raises TerminalError."""
         order = self._ledger.order(order_id)
         if order is None or order.request is None:
             return None
         symbol = await self._symbol(order.request.symbol)
-        if symbol is None:
-            reason = f"symbol {order.request.symbol!r} is not known to the broker"
-            self._end_here(order_id, RefuseOrder(reasons=(reason,)), self._causes.get(order_id, Cause(actor=ACTOR)))
-            return None
-        request = build_request(order, order.attempt + 1, symbol, self._settings.default_deviation_points)
-        if self.admission is not None and (reasons := await self.admission.objections(order_id, request, symbol)):
-            self._end_here(order_id, RefuseOrder(reasons=reasons), self._causes.get(order_id, Cause(actor=ACTOR)))
-            return None
-        return request, symbol.point
+        reasons: tuple[str, ...] = (f"symbol {order.request.symbol!r} is not known to the broker",)
+        if symbol is not None:
+            request = build_request(order, order.attempt + 1, symbol, self._settings.default_deviation_points)
+            reasons = await self.admit(order_id, request, symbol) if self.admit is not None else ()
+            if not reasons:
+                return request, symbol.point
+        self._end_here(order_id, RefuseOrder(reasons=reasons), self._causes.get(order_id, Cause(actor=ACTOR)))
+        return None
 
     async def _symbol(self, name: str) -> Symbol | None:
         now = time.monotonic()
