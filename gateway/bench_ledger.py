@@ -336,16 +336,20 @@ async def _write(store: EventStore, producers: int, round_s: float, ids: str, me
 async def _round(ledger: Ledger, commits: _Commits, producers: int, seconds: float, numbers: Iterator[int]) -> _Round:
     found, before = _Round(), commits.count
     began, cpu = time.perf_counter(), time.process_time()
-    await asyncio.gather(*[_produce(ledger, began + seconds, numbers, found) for _ in range(producers)])
+    until = began + seconds
+    await asyncio.gather(*[_produce(ledger, until, numbers, found, 1 + n % _LOADED_TOGETHER) for n in range(producers)])
     found.took_s, found.cpu_s = time.perf_counter() - began, time.process_time() - cpu
     found.commits = commits.count - before
     return found
 
 
-async def _produce(ledger: Ledger, until: float, numbers: Iterator[int], found: _Round) -> None:
-    """One life after the other, at least one; every step waits until it is durable."""
+async def _produce(ledger: Ledger, until: float, numbers: Iterator[int], found: _Round, first: int) -> None:
+    """One life after the other, at least one; every step waits until it is durable. `first`: how many are loaded
+    first, so that the producers do not all load at the same moment for ever, as deliveries do not."""
+    together = first
     while True:
-        lives = {_order_id(ledger, number): number for number in itertools.islice(numbers, _LOADED_TOGETHER)}
+        lives = {_order_id(ledger, number): number for number in itertools.islice(numbers, together)}
+        together = _LOADED_TOGETHER
         await ledger.load(lives)
         for order_id, number in lives.items():
             for commands in _steps(order_id, number):

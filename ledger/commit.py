@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 import time
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Final
 
@@ -27,7 +28,7 @@ class Committer:
         self._patience_s = patience_s
         self._loop = asyncio.get_running_loop()
         # One thread and a queue: a pool would cost more than the hop itself.
-        self._queue: SimpleQueue[tuple[list[Recorded], asyncio.Future[None]] | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Callable[[], None], asyncio.Future[None]] | None] = SimpleQueue()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ledger-commit", daemon=True)
         self._thread.start()
@@ -45,8 +46,19 @@ class Committer:
                 self._store_once(records)
                 await asyncio.sleep(0)
                 return
+        await self._in_thread(lambda: self._store_once(records))
+
+    async def displace(self, build: Callable[[], Sequence[Recorded]]) -> None:
+        """Stores the batch that `build` makes of the head, however busy another writer is. When it is not known
+        whether that was stored, `build` is asked again: it answers with nothing where the head is its own.
+
+        Raises LedgerUnavailable.
+        """
+        await self._in_thread(lambda: self._store.insert_next(build))
+
+    async def _in_thread(self, work: Callable[[], None]) -> None:
         done: asyncio.Future[None] = self._loop.create_future()
-        self._queue.put((records, done))
+        self._queue.put((work, done))
         await done
 
     def stop(self) -> None:
@@ -61,20 +73,20 @@ class Committer:
 
     def _run(self) -> None:
         while (job := self._queue.get()) is not None:
-            records, done = job
+            work, done = job
             failure: BaseException | None = None
             try:
-                self._store_patiently(records)
+                self._patiently(work)
             except BaseException as error:  # whatever it is, the loop must hear of it
                 failure = error
             with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
                 self._loop.call_soon_threadsafe(_settle, done, failure)
 
-    def _store_patiently(self, records: list[Recorded]) -> None:
+    def _patiently(self, work: Callable[[], None]) -> None:
         pause_s, deadline = PAUSE_FIRST_S, time.monotonic() + self._patience_s
         while True:
             try:
-                return self._store_once(records)
+                return work()
             except LedgerUnavailable:
                 if time.monotonic() + pause_s > deadline or self._stopped.wait(pause_s):
                     raise

@@ -42,13 +42,6 @@ _FIELDS_OF: Final[dict[str, frozenset[str]]] = {
     "cancel": _COMMON | {"order_ticket", "target_order_id"},
     "close_by": _COMMON | {"position_id", "position_by_id"},
 }
-# Ways to name a target: exactly one of them.
-_TARGETS: Final[dict[str, tuple[str, ...]]] = {
-    "close": ("position_id", "target_order_id"),
-    "modify": ("position_id", "order_ticket", "target_order_id"),
-    "cancel": ("order_ticket", "target_order_id"),
-}
-_CHANGES: Final = ("sl", "tp", "price", "stop_limit_price", "expires_at", "time_in_force")
 # What says nothing of the trade: allowed with every action.
 _ANY: Final = frozenset(
     {
@@ -63,7 +56,14 @@ _ANY: Final = frozenset(
         "audit",
     }
 )
-
+_ALLOWED: Final = {action: fields | _ANY for action, fields in _FIELDS_OF.items()}
+# Ways to name a target: exactly one of them.
+_TARGETS: Final[dict[str, tuple[str, ...]]] = {
+    "close": ("position_id", "target_order_id"),
+    "modify": ("position_id", "order_ticket", "target_order_id"),
+    "cancel": ("order_ticket", "target_order_id"),
+}
+_CHANGES: Final = ("sl", "tp", "price", "stop_limit_price", "expires_at", "time_in_force")
 _DECIMALS: Final = ("volume", "price", "stop_limit_price", "sl", "tp")
 # To MetaTrader a ticket of 0 is none: a close of "position 0" would open one.
 _INTEGERS: Final = {
@@ -114,6 +114,7 @@ _ECONOMIC: Final = (
     "magic",
 )
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_text_decoder = msgspec.json.Decoder(str)
 _canonical = msgspec.json.Encoder(decimal_format="string", order="sorted").encode
 
 
@@ -154,7 +155,11 @@ def raw_of(payload: bytes) -> Raw:
 
 def content_of(request: OrderRequest) -> str:
     """Digest of the economic fields: equal for equal orders, however they were written."""
-    fields = {name: value for name in _ECONOMIC if (value := getattr(request, name)) not in (None, "")}
+    fields = {
+        name: value
+        for name in _ECONOMIC
+        if (value := getattr(request, name)) is not None and (value or type(value) is not str)
+    }
     return hashlib.sha256(_canonical(fields)).hexdigest()
 
 
@@ -212,7 +217,7 @@ def _incomplete(named: list[str], values: dict[str, Any]) -> list[str]:
     """Which fields of the action are missing, contradict each other or belong to another action. `named`: all that
     are given, `values`: those of them that could be read."""
     action = values.get("action", "open")
-    allowed = _FIELDS_OF[action] | _ANY
+    allowed = _ALLOWED[action]
     reasons = [f"{name} does not belong to action {action}" for name in named if name not in allowed]
     if action == "open":
         reasons += _open_reasons(named, values)
@@ -295,10 +300,14 @@ class _Reader:
     def request(self, order_id: str) -> OrderRequest:
         """What could be read, with a reason for every field that could not, is missing or should not be there."""
         values: dict[str, Any] = {"order_id": order_id}
-        named = [name for name, token in self.wire.items() if name in _FIELDS and bytes(token) != b"null"]
-        for name in named:
+        named = []
+        for name, raw in self.wire.items():
+            read = _FIELDS.get(name)
+            if read is None or (token := bytes(raw)) == b"null":
+                continue
+            named.append(name)
             try:
-                values[name] = _FIELDS[name](name, bytes(self.wire[name]))
+                values[name] = read(name, token)
             except Refused as refused:
                 self.reasons.append(str(refused))
         if "action" in values or "action" not in named:
@@ -327,7 +336,7 @@ def _text(name: str, token: bytes, limit: int | None = MAX_TEXT) -> str:
     if token[:1] != b'"':
         raise Refused(f"{name} must be a string, not {shorten(token.decode(errors='replace'), 40)}")
     try:
-        text = msgspec.json.decode(token, type=str)
+        text = _text_decoder.decode(token)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise Refused(f"{name} is not valid text") from None
     if limit is not None and len(text) > limit:

@@ -10,7 +10,7 @@ the order of the cursors is the order of the commits (see `insert` of either sto
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import unquote
@@ -19,10 +19,10 @@ import msgspec
 
 from ledger.errors import LedgerDamaged, LedgerLocked, LedgerUnavailable
 from ledger.events import WRITER_STREAM, BatchSealed, Recorded, decode, seq_of
-from ledger.sqlite_log import LogKeeper
+from ledger.sqlite_log import LogKeeper, lengthen
 
 PAGE: Final = 4_000
-OPEN_WAIT_S: Final = 10.0  # at the start, for a program that holds the file
+OPEN_WAIT_S: Final = 10.0  # at the start and a take-over, for a program that holds the file
 STOP_IT: Final = "stop it first, or take the ledger over by `serve --take-over`"
 _MANY: Final = 500  # SQLite bounds the parameters of a statement
 _LOWEST: Final = -(2**63)
@@ -79,6 +79,10 @@ class EventStore:
         """The rows of a query. Raises LedgerUnavailable."""
         raise NotImplementedError
 
+    def _quick_rows(self, statement: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
+        """As `_rows`, for a query of a few rows that a commit may have to wait for."""
+        return self._rows(statement, parameters)
+
     def read(self, after: int, limit: int) -> list[Recorded]:
         """At most `limit` events with seq > `after`, in order."""
         return self._first(after, limit)[0]
@@ -121,7 +125,7 @@ class EventStore:
         for start in range(0, len(streams), _MANY):
             part = streams[start : start + _MANY]
             statement = f"SELECT originator_id FROM {self.table} WHERE originator_version = 1 AND {self._among(part)}"  # noqa: S608
-            found.update(row[0] for row in self._rows(statement, part))
+            found.update(row[0] for row in self._quick_rows(statement, part))
         return found
 
     def head(self) -> Recorded | None:
@@ -137,6 +141,11 @@ class EventStore:
         known whether the batch is stored (the caller repeats it identically). Never waits long: on SQLite not at
         all for a transaction of somebody else, on PostgreSQL a bounded time for the server.
         """
+        raise NotImplementedError
+
+    def insert_next(self, build: Callable[[], Sequence[Recorded]]) -> None:
+        """As `insert`, of what `build` makes while nobody else can commit: the head it reads is the head it
+        continues. Whoever else commits is kept out, not outrun."""
         raise NotImplementedError
 
     def fill(self, records: Iterable[Recorded]) -> None:
@@ -283,6 +292,9 @@ class _SqliteStore(EventStore):
                 self._writer.execute(f"PRAGMA journal_mode={self._journal}")
             for statement in SQLiteApplicationRecorder(datastore).create_table_statements:
                 self._writer.execute(statement)
+            if self._journal == "wal":
+                self._writer.execute("SELECT 1 FROM stored_events LIMIT 1").fetchone()  # a log exists from here on
+                lengthen(Path(f"{path}-wal"))
             self._writer.execute("PRAGMA busy_timeout=0")
         datastore.close()
 
@@ -296,7 +308,7 @@ class _SqliteStore(EventStore):
         )
         # A commit returns when it is on the disk.
         connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA wal_autocheckpoint=0")  # the log's keeper does it
+        connection.execute("PRAGMA wal_autocheckpoint=0")
         return connection
 
     def _rows(self, statement: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
@@ -312,11 +324,29 @@ class _SqliteStore(EventStore):
             finally:
                 self._give_back(connection)
 
+    def _quick_rows(self, statement: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
+        # The writer's own connection keeps in its cache what it wrote; any other one looks it up in the log anew
+        # after every commit. A commit that is under way is not waited for.
+        if self._writing.acquire(blocking=False):
+            try:
+                if self._writer is not None:
+                    with _unavailable(self.name):
+                        return self._writer.execute(statement, parameters).fetchall()
+            finally:
+                self._writing.release()
+        return self._rows(statement, parameters)
+
     def insert(self, batch: Sequence[Recorded]) -> None:
         # One writer at a time holds the file, and a rowid is one more than the greatest: rows come in the order
         # of the commits. A transaction of somebody else is not waited for: this may be called by an event loop.
-        rows = [(one.stream, one.version, one.topic, one.state) for one in batch]
-        with self._transaction() as connection:
+        self._store_all(lambda: batch, wait_s=0)
+
+    def insert_next(self, build: Callable[[], Sequence[Recorded]]) -> None:
+        self._store_all(build, wait_s=OPEN_WAIT_S)
+
+    def _store_all(self, build: Callable[[], Sequence[Recorded]], *, wait_s: float) -> None:
+        with self._transaction(wait_s) as connection:
+            rows = [(one.stream, one.version, one.topic, one.state) for one in build()]
             connection.executemany(_INSERT, rows)
             connection.execute("COMMIT")
             self._log.committed(len(rows), connection)
@@ -329,15 +359,20 @@ class _SqliteStore(EventStore):
             connection.execute("COMMIT")
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """The caller commits as the last thing; whatever is raised before that leaves nothing behind."""
+    def _transaction(self, wait_s: float = 0) -> Iterator[sqlite3.Connection]:
+        """The caller commits as the last thing; whatever is raised before that leaves nothing behind. `wait_s`: for
+        a transaction of somebody else."""
         with self._writing, _unavailable(self.name):
             if self._writer is None:
                 self._writer = self._connect("ro" if self._readonly else "rw", 0)
             connection = self._writer
             try:
+                if wait_s:
+                    connection.execute(f"PRAGMA busy_timeout={round(wait_s * 1000)}")
                 connection.execute("BEGIN IMMEDIATE")
                 yield connection
+                if wait_s:
+                    connection.execute("PRAGMA busy_timeout=0")
             except sqlite3.IntegrityError as error:
                 connection.execute("ROLLBACK")
                 raise VersionTaken from error

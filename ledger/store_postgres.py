@@ -61,6 +61,16 @@ class _ArrayDumper(Dumper):
 _TEXT, _INT8, _BYTEA = 25, 20, 17
 
 
+def _arrays(batch: Sequence[Recorded]) -> tuple[_Array, ...]:
+    """The batch as the parameters of one insert, a column each."""
+    return (
+        _Array.of(_TEXT, [one.stream.encode() for one in batch]),
+        _Array.of(_INT8, [one.version.to_bytes(8, "big") for one in batch]),
+        _Array.of(_TEXT, [one.topic.encode() for one in batch]),
+        _Array.of(_BYTEA, [one.state for one in batch]),
+    )
+
+
 class _Watch:
     """Cuts a connection whose call takes longer than it may."""
 
@@ -251,13 +261,14 @@ class PostgresStore(EventStore):
         # The table's lock is taken before an id is, and held to the end of the transaction: ids are given in the
         # order of the commits, and a reader who sees one sees all that are lower. Without it a reader could pass an
         # id whose transaction ends later, and miss its event for ever.
-        values = (
-            _Array.of(_TEXT, [one.stream.encode() for one in batch]),
-            _Array.of(_INT8, [one.version.to_bytes(8, "big") for one in batch]),
-            _Array.of(_TEXT, [one.topic.encode() for one in batch]),
-            _Array.of(_BYTEA, [one.state for one in batch]),
-        )
+        values = _arrays(batch)
         self._call(lambda connection: self._commit(connection, values))
+
+    def insert_next(self, build: Callable[[], Sequence[Recorded]]) -> None:
+        with self._connection() as connection, connection.transaction():
+            connection.execute(self._lock_table)
+            if batch := build():
+                connection.execute(self._insert, _arrays(batch))
 
     def _commit(self, connection: "psycopg.Connection[Any]", values: tuple[_Array, ...]) -> None:
         failure: psycopg.Error | None = None

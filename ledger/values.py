@@ -17,6 +17,8 @@ MAX_TEXT: Final = 256
 
 # ASCII digits only (`\d` would take Arabic ones), no underscores, no NaN, a bounded exponent.
 _NUMBER: Final = re.compile(r"[-+]?[0-9]{1,24}(\.[0-9]{1,24})?([eE][-+]?[0-9]{1,3})?")
+# As most numbers are written, and as they are kept: within the bounds, without trailing zeros.
+_PLAIN: Final = re.compile(r"(0|-?[1-9][0-9]{0,9}|-?(0|[1-9][0-9]{0,9})\.[0-9]{0,7}[1-9])")
 _ORDER_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _SUBJECT_TOKEN: Final = re.compile(r"[^A-Za-z0-9_-]")
 
@@ -42,6 +44,8 @@ def parse_decimal(text: str) -> Decimal:
 
     Raises Refused: not a number, or outside 10 integer digits and 8 decimals.
     """
+    if _PLAIN.fullmatch(text) is not None:
+        return Decimal(text)
     if _NUMBER.fullmatch(text) is None:
         raise Refused(f"{quoted(text)} is not a decimal number")
     value = Decimal(text)
@@ -76,6 +80,8 @@ def parse_order_id(text: str) -> str:
 
 def parse_symbol(text: str) -> str:
     """A symbol name as brokers write them: 1 to 29 printable characters without blanks."""
+    if text.isascii() and text.isalnum() and len(text) <= MAX_SYMBOL:  # as most are
+        return text
     if not text:
         raise Refused("symbol is empty")
     if len(text) <= MAX_SYMBOL and (not text.isprintable() or any(c.isspace() for c in text)):

@@ -38,6 +38,7 @@ from ledger.events import (
     Source,
     WriterTookOver,
     account_stream,
+    decode,
     encode,
     order_stream,
     schema_version,
@@ -55,7 +56,6 @@ CHECKPOINT_EVERY: Final = 20_000
 GUARD_EVERY_S: Final = 1.0
 SOON_S: Final = 0.002
 LOAD_AT_ONCE: Final = 64
-TAKE_OVER_ATTEMPTS: Final = 100
 
 
 class Cause(msgspec.Struct, frozen=True, kw_only=True):
@@ -275,20 +275,8 @@ class Ledger:
 
     async def _resume(self, found: Beginning, *, displacing: bool) -> None:
         self._continue(found)
-        attempt = 1
-        while displacing:
-            try:
-                await self._take_over(found.seal.epoch)
-                break
-            except LedgerFenced:
-                # The other one has committed in between: that is its last time, if this is quick enough.
-                if attempt == TAKE_OVER_ATTEMPTS:
-                    raise
-                attempt += 1
-                again = await asyncio.to_thread(beginning, self._store, self.login, self.server)
-                assert again is not None
-                found = again
-                self._continue(found)
+        if displacing:
+            await self._committer.displace(self._taking_over)
         self._open, self.account = await asyncio.to_thread(standing, self._store, self._checkpoint, self.login)
 
     def _continue(self, found: Beginning) -> None:
@@ -300,12 +288,23 @@ class Ledger:
         self._versions[WRITER_STREAM] = head.version
         self.tail = Tail(self._store, head.seq)
 
-    async def _take_over(self, displaced: int) -> None:
+    def _taking_over(self) -> list[Recorded]:
+        """The batch that displaces the other writer, continuing the head as it stands now; nothing if that head is
+        this batch already. Runs beside the loop, before anything else uses this writer."""
+        found = beginning(self._store, self.login, self.server)
+        assert found is not None
+        if decode(found.head).actor == self._sealer.actor:
+            return []
+        self._continue(found)
         event = WriterTookOver(
-            epoch=self.epoch, host=socket.gethostname(), pid=os.getpid(), displaced=f"epoch {displaced}"
+            epoch=self.epoch, host=socket.gethostname(), pid=os.getpid(), displaced=f"epoch {found.seal.epoch}"
         )
-        durable: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
-        await self._commit([_Pending(WRITER_STREAM, 0, [event], Cause(actor="writer"), self._clock(), durable)])
+        durable: asyncio.Future[Committed] = self.failure.get_loop().create_future()
+        pending = _Pending(WRITER_STREAM, 0, [event], Cause(actor="writer"), self._clock(), durable)
+        records, seal, _ = self._sealed([pending])
+        self._seq, self._digest = records[-1].seq, seal.digest
+        self.tail = Tail(self._store, self._seq)
+        return records
 
     def _start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="ledger-writer")

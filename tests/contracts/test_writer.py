@@ -479,6 +479,23 @@ async def test_a_take_over_succeeds_against_a_writer_that_never_rests(place, led
     await thief.close()
 
 
+async def test_a_take_over_whose_reply_was_lost_is_not_repeated(place, ledger):
+    class Deaf(Store):
+        told = 0
+
+        def insert_next(self, build):
+            self._store.insert_next(build)
+            Deaf.told += 1
+            if Deaf.told == 1:
+                raise LedgerUnavailable("the reply was lost")
+
+    thief = await opened(place, Deaf, take_over=True)
+    await durable(place_order(thief, "ord_1"))
+    await thief.close()
+    assert Deaf.told == 2
+    assert [one.topic for one in sound(place)].count("writer.took_over") == 1
+
+
 async def test_a_lost_lock_stops_a_busy_writer_too(place):
     class Losing(Store):
         def lock(self):

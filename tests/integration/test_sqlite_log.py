@@ -4,14 +4,24 @@ import random
 import shutil
 from pathlib import Path
 
+import pytest
+
+from ledger import sqlite_log
 from ledger.seal import batches, verify
-from ledger.sqlite_log import EVERY_EVENTS
 from ledger.store import EventStore, open_store
 from tests.history import History
 
 SEED = 20260301
+EVERY_PAGES = 1_000
 BYTES = 1_500  # of an event in the log, at most, in batches of this size
 RECORDS = History().orders(6_000, per_commit=120).records
+
+
+@pytest.fixture(autouse=True)
+def short_log(monkeypatch):
+    """So that a small ledger carries its log over many times."""
+    monkeypatch.setattr(sqlite_log, "EVERY_PAGES", EVERY_PAGES)
+    monkeypatch.setattr(sqlite_log, "EVERY_S", 0.0)
 
 
 def logged(path: Path) -> int:
@@ -27,8 +37,7 @@ def test_the_log_starts_over_instead_of_growing(tmp_path):
     path = tmp_path / "ledger.db"
     store = open_store(f"sqlite:///{path}")
     write(store)
-    assert len(RECORDS) > 3 * EVERY_EVENTS
-    assert logged(path) < 2 * EVERY_EVENTS * BYTES < len(RECORDS) * BYTES
+    assert logged(path) < 6 * EVERY_PAGES * sqlite_log.PAGE_BYTES < len(RECORDS) * BYTES
     assert list(store.scan()) == RECORDS
     store.close()
     assert not Path(f"{path}-wal").exists()
