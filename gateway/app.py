@@ -17,18 +17,19 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import nats
-import nats.errors
 import orjson
 import structlog
 from filelock import FileLock, Timeout
 from nats.aio.client import Client
 
+from gateway import nats_connection
+from gateway.alerts import Alerts
 from gateway.broker import Account, LoginRefused, TerminalError
 from gateway.bus import OrderBus
 from gateway.config import OFF, Settings, described, safe_url, version_of
 from gateway.connection import Connection
-from gateway.embedded import NatsServer, ProjectionProcess, StartFailed, free_port
+from gateway.edge import Edge
+from gateway.embedded import NatsServer, ProjectionProcess, StartFailed, kept_port
 from gateway.heads import PUBLIC_FILE, HeadSigner, seal_key
 from gateway.outbox import Outbox
 from gateway.processes import tune_collector
@@ -49,7 +50,7 @@ from projections.settings import EMBEDDED, ProjectionSettings, kafka_options
 log = structlog.get_logger()
 
 BUILD: Final = version("order-ledger")
-NATS_CONNECT_S: Final = 10.0
+OUTBOX_OPEN_S: Final = 10.0
 PROJECTIONS_READY_S: Final = 20.0
 STOP_SENDS_S: Final = 1.5
 STOP_NEWS_S: Final = 1.0
@@ -157,17 +158,30 @@ class Service:
         self._later("connection to the broker", link.stop)
         submitter = Submitter(ledger, trade, query, settings, utc_now, link)
         ledger.tail.on_commit(projections.wake)
+        edge = Edge(settings, ledger, store, query, submitter, account, connection, utc_now, BUILD)
+        self._later("limits and alerts", edge.stop)
+        self._failures.extend(await edge.start())
+        _tell_of_projections(projections, edge.alerts)
         sync = Sync(ledger, store, query, settings, utc_now, link, submitter)
         await sync.start()
         self._later("the account followed", sync.stop)
         submitter.start()
         self._failures += (submitter.failure, sync.failure)
-        bus = OrderBus(connection, ledger, submitter, utc_now)
+        bus = OrderBus(
+            connection,
+            ledger,
+            submitter,
+            utc_now,
+            max_ack_pending=settings.max_ack_pending,
+            unaddressed=settings.take_unaddressed,
+        )
         self._reconnected = bus.reconnected
         self._later("orders at the broker", lambda: submitter.stop(STOP_SENDS_S))
         self._later("orders in", bus.stop)
+        self._later("queries and control", edge.close)
         await bus.start()
         self._failures.append(bus.failure)
+        await edge.listen()
         self._write_run_file(ledger, account, found)
 
     async def _start_projections(self) -> ProjectionProcess:
@@ -175,7 +189,7 @@ class Service:
         clickhouse = settings.clickhouse_url.reveal() if settings.clickhouse_url else None
         port = 0
         if clickhouse is None:
-            port = _kept_port(settings.data / "clickhouse.port", settings.clickhouse_http_port)
+            port = kept_port(settings.data / "clickhouse.port", settings.clickhouse_http_port)
         process = ProjectionProcess(
             ProjectionSettings(
                 ledger_url=settings.ledger_url.reveal(),
@@ -194,7 +208,6 @@ class Service:
             ),
             settings.data / "log" / "projections.log",
         )
-        process.on_status = _log_projection_status
         await process.start()
         self._later("projections", process.stop)
         return process
@@ -257,26 +270,15 @@ class Service:
             log.info("connected to NATS again", url=self._url)
             self._reconnected()
 
-        async def error(problem: Exception) -> None:
-            log.debug("NATS", error=str(problem) or type(problem).__name__)
-
+        name = f"order-ledger {settings.instance_id}"
         try:
-            connection = await asyncio.wait_for(
-                nats.connect(
-                    servers,
-                    name=f"order-ledger {settings.instance_id}",
-                    max_reconnect_attempts=-1,
-                    reconnect_time_wait=0.5,
-                    disconnected_cb=disconnected,
-                    reconnected_cb=reconnected,
-                    error_cb=error,
-                    pending_size=16 * 1024 * 1024,
-                ),
-                NATS_CONNECT_S,
+            connection = await nats_connection.connect(
+                settings, servers, name=name, disconnected=disconnected, reconnected=reconnected
             )
-        except (TimeoutError, OSError, nats.errors.Error) as problem:
-            reason = str(problem) or "no answer"
-            raise StartFailed(f"cannot reach NATS at {self._url}: {reason}. Is it running, is {what} right?") from None
+        except nats_connection.NatsUnreachable as problem:
+            raise StartFailed(f"{problem}. Is it running, is {what} right?") from None
+        if settings.nats_url is not None:
+            await nats_connection.warn_of_early_acks(settings)
         self._later("connection to NATS", connection.close)
         self._say(f"  message bus  {self._url} ({what})")
         return connection
@@ -290,10 +292,11 @@ class Service:
             ledger.login,
             new_ledger=ledger.epoch == 1,
             on_failure=ledger.tail.wake,
+            shared=self._settings.nats_news == "shared",
         )
         follower = Follower(ledger.tail, outbox, Pace(max_events=2048))
         try:
-            await follower.start(NATS_CONNECT_S)
+            await follower.start(OUTBOX_OPEN_S)
         except SinkAhead as ahead:
             raise SinkAhead(f"{ahead}: {remedy_of(ahead)}") from None
         task = asyncio.create_task(follower.run(), name="outbox")
@@ -458,12 +461,6 @@ def _lock_folder(folder: Path) -> FileLock:
     return lock
 
 
-def _kept_port(kept: Path, preferred: int) -> int:
-    with contextlib.suppress(OSError, ValueError):
-        preferred = int(kept.read_text())
-    return free_port(preferred)
-
-
 def _log_terminal(role: str) -> Callable[[TerminalStatus], None]:
     def changed(status: TerminalStatus) -> None:
         level = log.warning if status.state in ("down", "refused") else log.info
@@ -472,6 +469,11 @@ def _log_terminal(role: str) -> Callable[[TerminalStatus], None]:
     return changed
 
 
-def _log_projection_status(status: dict[str, Any]) -> None:
-    if status.get("status") in ("sink_stopped", "failed"):
-        log.error("projection stopped", **{k: v for k, v in status.items() if k in ("sink", "error", "remedy")})
+def _tell_of_projections(process: ProjectionProcess, alerts: Alerts) -> None:
+    """Alerts of every projection that stops, also of one that has stopped already."""
+
+    def changed(status: dict[str, Any]) -> None:
+        if status.get("status") in ("sink_stopped", "failed"):
+            alerts.sink_stopped(*(str(status.get(name) or "") for name in ("sink", "error", "remedy")))
+
+    process.listen(changed)

@@ -90,6 +90,7 @@ class Symbol(msgspec.Struct, frozen=True, kw_only=True):
     order_mode: int
     bid: Decimal
     ask: Decimal
+    select: bool = True  # in the terminal's Market Watch: only then it has prices
 
 
 class Tick(msgspec.Struct, frozen=True, kw_only=True):

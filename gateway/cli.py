@@ -14,7 +14,7 @@ import click
 import orjson
 import structlog
 
-from gateway import cli_ledger, cli_projections, cli_proof
+from gateway import cli_control, cli_ledger, cli_projections, cli_proof
 from gateway.cli_backup import backup, restore_command
 from gateway.cli_bench import bench
 from gateway.cli_common import Failure, data_option, failures, json_option, print_json, settings_of
@@ -215,6 +215,15 @@ cli.add_command(cli_projections.rebuild)
 cli.add_command(cli_projections.positions)
 cli.add_command(cli_proof.prove)
 cli.add_command(sim)
+for command in (
+    cli_control.halt,
+    cli_control.resume,
+    cli_control.close_all,
+    cli_control.reconcile,
+    cli_control.resolve,
+    cli_control.query,
+):
+    cli.add_command(command)
 
 
 def main() -> None:

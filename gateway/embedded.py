@@ -42,6 +42,13 @@ def free_port(preferred: int) -> int:
     raise StartFailed("no free port on the loopback address")
 
 
+def kept_port(kept: Path, preferred: int) -> int:
+    """The port that a file remembers when it is free, else the preferred one or any."""
+    with contextlib.suppress(OSError, ValueError):
+        preferred = int(kept.read_text())
+    return free_port(preferred)
+
+
 class NatsServer:
     """The bundled nats-server with JetStream under `folder`, on loopback, acknowledging only what is on the disk."""
 
@@ -129,12 +136,20 @@ class ProjectionProcess:
         self._reader: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._woken = self._stopping = False
-        self.on_status: Callable[[dict[str, Any]], None] = lambda _: None
+        self._statuses: list[dict[str, Any]] = []  # until somebody listens
+        self._on_status: Callable[[dict[str, Any]], None] = self._statuses.append
 
     async def start(self) -> None:
         """Starts it. If it dies later it is started again: what it missed it reads from the ledger."""
         await self._spawn()
         self._reader = asyncio.create_task(self._keep(), name="projections")
+
+    def listen(self, on_status: Callable[[dict[str, Any]], None]) -> None:
+        """Hears every status, those before included."""
+        self._on_status = on_status
+        for status in self._statuses:
+            on_status(status)
+        self._statuses.clear()
 
     async def _spawn(self) -> None:
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -203,7 +218,7 @@ class ProjectionProcess:
                 self._ready.set_exception(
                     StartFailed(f"projections: {status.get('error')}. {status.get('remedy', '')}")
                 )
-            self.on_status(status)
+            self._on_status(status)
         if not self._ready.done():
             self._stopping = True
             self._ready.set_exception(StartFailed(f"the projections ended at their start: see {self._log_file}"))

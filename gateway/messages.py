@@ -11,8 +11,16 @@ import msgspec
 
 from gateway.retcodes import lookup
 from gateway.times import iso
-from ledger.account_events import AccountDisconnected, ExternalDealObserved, LoginRefused, MessageRejected
-from ledger.events import Envelope, Recorded
+from ledger.account_events import (
+    AccountDisconnected,
+    AlertRaised,
+    ExternalDealObserved,
+    LoginRefused,
+    MessageRejected,
+    TradingHalted,
+    TradingResumed,
+)
+from ledger.events import Envelope, Recorded, WriterTookOver
 from ledger.order import UNRESOLVED
 from ledger.order_events import (
     AnomalyDetected,
@@ -84,6 +92,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sl: Decimal | None = None
     tp: Decimal | None = None
     kind: str | None = None
+    source: str | None = None
     next_attempt_at: str | None = None
     provisional: bool | None = None
     retcode: int | None = None
@@ -338,6 +347,15 @@ def outgoing(recorded: Recorded, envelope: Envelope) -> Outgoing | None:
             return alert("login_refused", "", event.reason, retcode=event.code or None)
         case ExternalDealObserved() if event.deal.symbol:
             return made("order", event.deal.symbol, **_external_fields(event, envelope))
+        case AlertRaised():
+            named = {"order_id": event.order_id} if event.order_id else {}
+            return alert(event.kind, event.symbol, event.text, **named)
+        case TradingHalted():
+            return alert("halted", "", event.reason, source=event.source, by=event.by or None)
+        case TradingResumed():
+            return alert("resumed", "", event.reason or "the halt is lifted", source=event.source, by=event.by or None)
+        case WriterTookOver():
+            return alert("fenced", "", f"the writer {event.displaced} was displaced by {event.host} ({event.pid})")
         case _:
             return None
 

@@ -118,7 +118,7 @@ def symbol(row: Any) -> Symbol:
         trade_stops_level=int(row.trade_stops_level), trade_freeze_level=int(row.trade_freeze_level),
         trade_mode=int(row.trade_mode), trade_exemode=int(row.trade_exemode), filling_mode=int(row.filling_mode),
         expiration_mode=int(row.expiration_mode), order_mode=int(row.order_mode), bid=decimal(row.bid),
-        ask=decimal(row.ask),
+        ask=decimal(row.ask), select=bool(row.select),
     )  # fmt: skip
 
 

@@ -48,10 +48,10 @@ class Preparer:
         connection: Connection,
         flight: InFlight,
         default_deviation: int,
-        admit: Admit | None,
     ) -> None:
         self._ledger, self._query, self._connection, self._flight = ledger, query, connection, flight
-        self._deviation, self._admit = default_deviation, admit
+        self._deviation = default_deviation
+        self.admit: Admit | None = None
         self._symbols = Symbols(query)
 
     @property
@@ -99,7 +99,7 @@ class Preparer:
         if isinstance(request, Refusal):
             return request
         seen_at = time.monotonic()
-        if self._admit is not None and (reasons := await self._admit(order.order_id, request, symbol, image)):
+        if self.admit is not None and (reasons := await self.admit(order.order_id, request, symbol, image)):
             return Refusal(reasons)
         return Built(request, symbol.point, image, seen_at)
 

@@ -55,8 +55,7 @@ RETRY_TERMINAL_S: Final = 0.25
 IMAGE_FRESH_S: Final = 0.25  # an image of a target that is older is taken again
 LOOK_AGAIN_S: Final = 1.0  # for those that wait for something without a time: their age goes on
 PARK_AFTER_S: Final = 1.0  # a shorter loss of the connection is not told of each order
-ACTOR: Final = "gateway"
-CAUSE: Final = Cause(actor=ACTOR)
+CAUSE: Final = Cause(actor="gateway")
 
 
 class _Sending(NamedTuple):
@@ -67,7 +66,7 @@ class _Sending(NamedTuple):
 
 class Submitter:
     """Takes orders that are in the ledger and sees each to its end. `on_answer` hears of every answer that was
-    recorded, `admit` says what speaks against a request."""
+    recorded."""
 
     def __init__(
         self,
@@ -77,8 +76,6 @@ class Submitter:
         settings: Settings,
         clock: Callable[[], datetime],
         connection: Connection,
-        *,
-        admit: Admit | None = None,
     ) -> None:
         self._ledger, self._trade, self._query = ledger, trade, query
         self._settings, self._clock = settings, clock
@@ -87,7 +84,7 @@ class Submitter:
         self._connection = connection
         self._prepares, self._sends, self._pace = TwoLanes(), TwoLanes(), Pace(settings.max_requests_per_s)
         self._flight = InFlight()
-        self._preparer = Preparer(ledger, query, connection, self._flight, settings.default_deviation_points, admit)
+        self._preparer = Preparer(ledger, query, connection, self._flight, settings.default_deviation_points)
         self._staged: set[str] = set()
         self._timers = Timers(self._advance)
         self._held: dict[str, None] = {}  # those that wait for the connection
@@ -108,15 +105,18 @@ class Submitter:
             resolved=self._resolved,
         )
         self.on_answer: Callable[[Executed, OrderCommand], None] = lambda _executed, _command: None
-        self.in_hand = 0
+        self.in_hand, self._stopping = 0, False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._stopping = False
 
     @property
     def failure(self) -> "asyncio.Future[BaseException]":
         """Ends with the error that the service cannot survive."""
         return self._guard.failure
+
+    def judge_by(self, admit: Admit) -> None:
+        """From now on `admit` says what speaks against each request; before this nothing does."""
+        self._preparer.admit = admit
 
     @property
     def backlog(self) -> int:
@@ -148,7 +148,7 @@ class Submitter:
     def take(self, order_id: str, cause: Cause) -> None:
         """Sees to an order that this process has not seen yet. `cause` goes into the events of its life."""
         if cause.source is not None:  # that is the origin of the request alone, not of what follows from it
-            cause = msgspec.structs.replace(cause, source=None, actor=ACTOR)
+            cause = msgspec.structs.replace(cause, source=None, actor=CAUSE.actor)
         order = self._ledger.order(order_id)
         if order is None or self._stopping:
             return

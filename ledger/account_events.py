@@ -56,12 +56,14 @@ class DealsFollowed(Fact, frozen=True, kw_only=True, gc=False, tag="account.deal
 
 class TradingHalted(Fact, frozen=True, kw_only=True, gc=False, tag="account.halted"):
     """Nothing may open or add to a position from here on. `source`: `operator`, `configuration`, `limit` or
-    `heartbeat`; each lifts only its own. `cancel_orders`: whether working orders are cancelled too."""
+    `heartbeat`; each lifts only its own. `cancel_orders`: whether working orders are cancelled too. `until`: when the
+    source lifts it by itself, where it is known."""
 
     source: str
     reason: str
     by: str = ""
     cancel_orders: bool = False
+    until: datetime | None = None
 
 
 class TradingResumed(Fact, frozen=True, kw_only=True, gc=False, tag="account.resumed"):
@@ -70,6 +72,29 @@ class TradingResumed(Fact, frozen=True, kw_only=True, gc=False, tag="account.res
     source: str
     reason: str = ""
     by: str = ""
+
+
+class ControlReceived(Fact, frozen=True, kw_only=True, gc=False, tag="account.control_received"):
+    """Somebody asked for `command` (halt, resume, close_all, reconcile, resolve): recorded before it is done, and
+    also when it is refused, for `reasons`. `by`: who, as the caller says; `raw`: the request as it came."""
+
+    command: str
+    by: str
+    reason: str = ""
+    accepted: bool = True
+    reasons: tuple[str, ...] = ()
+    raw: Raw | None = None
+
+
+class AlertRaised(Fact, frozen=True, kw_only=True, gc=False, tag="account.alert_raised"):
+    """What a person must look at, where no other event says it already. `about`: the seq of the event it speaks of;
+    0 where there is none."""
+
+    kind: str
+    text: str
+    order_id: str = ""
+    symbol: str = ""
+    about: int = 0
 
 
 class ConfigurationAccepted(Fact, frozen=True, kw_only=True, gc=False, tag="account.configuration_accepted"):
@@ -146,6 +171,8 @@ AccountEvent = (
     | DealsFollowed
     | TradingHalted
     | TradingResumed
+    | ControlReceived
+    | AlertRaised
     | ConfigurationAccepted
     | ConfigurationRefused
     | AccountReconciled

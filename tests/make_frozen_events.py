@@ -16,8 +16,10 @@ from ledger.account_events import (
     AccountConnected,
     AccountDisconnected,
     AccountReconciled,
+    AlertRaised,
     ConfigurationAccepted,
     ConfigurationRefused,
+    ControlReceived,
     DealsFollowed,
     Difference,
     ExternalDealObserved,
@@ -369,6 +371,10 @@ _EVENTS: Final[tuple[Event, ...]] = (
     DealsFollowed(through_msc=1_772_366_400_123, tickets=(7, 8)),
     TradingHalted(source="operator", reason="loss of the day", by="ann", cancel_orders=True),
     TradingResumed(source="operator", reason="checked", by="bob"),
+    ControlReceived(
+        command="halt", by="ann", reason="loss of the day", accepted=False, reasons=("by is missing",), raw=_RAW
+    ),
+    AlertRaised(kind="slow_broker", text="1.5 s to the broker", order_id="ord_1", symbol="EURUSD", about=41),
     ConfigurationAccepted(
         version="config-2",
         origin="hub",
@@ -426,6 +432,9 @@ _MORE: Final[dict[str, Event]] = {
     "v1/writer.checkpointed+halts": Checkpointed(
         open_orders=("ord_1",),
         halts=(TradingHalted(source="operator", reason="loss of the day", by="ann", cancel_orders=True),),
+    ),
+    "v1/account.halted+until": TradingHalted(
+        source="limit", reason="loss of the day", until=datetime(2026, 3, 2, 0, 0, tzinfo=UTC)
     ),
     "v1/order.send_started+before": SendStarted(
         attempt=2,

@@ -48,6 +48,7 @@ PURE = {
     "gateway/requests.py": {"datetime", "decimal", "typing"},
     "gateway/targets.py": {"collections", "decimal", "typing"},
     "gateway/answers.py": {"datetime", "decimal", "typing"},
+    "gateway/validate.py": {"collections", "datetime", "decimal", "fnmatch", "typing", "msgspec"},
 }
 FORBIDDEN_CALLS = {"now", "utcnow", "today", "time", "monotonic", "uuid4", "random", "open", "print", "input"}
 TOP = {

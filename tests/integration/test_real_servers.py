@@ -8,6 +8,8 @@ import sys
 import orjson
 import pytest
 
+from gateway.config import load
+from gateway.facade import FillHandler
 from ledger.store import open_store
 from tests.kafka_server import kafka_server
 from tests.kafka_topic import read_topic
@@ -58,7 +60,11 @@ async def test_a_ledger_in_postgresql(tmp_path):
 async def test_an_audit_log_in_apache_kafka(tmp_path):
     brokers = kafka_server().brokers
     with serving(tmp_path / "d", KAFKA_BROKERS=brokers, CLICKHOUSE_URL="off") as service:
-        await fill(service.info["nats_url"], "real-3")
+        told = await fill(service.info["nats_url"], "real-3")
+        handler = FillHandler(
+            load({"data": str(service.folder)}, {"KAFKA_BROKERS": brokers, "CLICKHOUSE_URL": "off"}), timeout_s=30
+        )
+        assert await handler.archive_to_kafka(told) == told["event_id"]
         ledger_id = service.info["ledger_id"]
         async with asyncio.timeout(30):
             while True:

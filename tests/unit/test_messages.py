@@ -320,6 +320,22 @@ TOLD = {
             "description": "by hand",
         },
     ),
+    "account.halted": (
+        "alert.halted",
+        {"kind": "halted", "source": "operator", "by": "ann", "description": "loss of the day"},
+    ),
+    "account.resumed": (
+        "alert.resumed",
+        {"kind": "resumed", "source": "operator", "by": "bob", "description": "checked"},
+    ),
+    "account.alert_raised": (
+        "alert.slow_broker",
+        {"kind": "slow_broker", "symbol": "EURUSD", "description": "1.5 s to the broker"},
+    ),
+    "writer.took_over": (
+        "alert.fenced",
+        {"kind": "fenced", "description": "the writer host-1:1234 was displaced by host-2 (4711)"},
+    ),
     "inbox.message_rejected": (
         "error",
         {
@@ -341,15 +357,13 @@ SILENT = {
     "order.outcome_probed",
     "account.connected",
     "account.deals_followed",
-    "account.halted",
-    "account.resumed",
+    "account.control_received",
     "account.configuration_accepted",
     "account.configuration_refused",
     "account.reconciled",
     "account.snapshot_taken",
     "writer.ledger_created",
     "writer.checkpointed",
-    "writer.took_over",
     "writer.head_signed",
     "writer.batch_sealed",
 }
