@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +33,7 @@ from gateway.edge import Edge
 from gateway.embedded import NatsServer, ProjectionProcess, StartFailed, kept_port
 from gateway.heads import PUBLIC_FILE, HeadSigner, seal_key
 from gateway.outbox import Outbox
-from gateway.processes import tune_collector
+from gateway.processes import as_others, prefer_this_process, tune_collector
 from gateway.submit import Submitter
 from gateway.sync import Sync
 from gateway.terminal import TerminalProcess, TerminalStatus
@@ -110,6 +111,7 @@ class Service:
     async def _start(self) -> None:
         settings = self._settings
         self._say(f"order-ledger {BUILD}, data in {settings.data}")
+        self._prefer_orders()
         lock = _lock_folder(settings.data)
         self._later("folder", lambda: asyncio.to_thread(lock.release))
         key = await asyncio.to_thread(seal_key, settings.data, settings.seal_key)
@@ -183,6 +185,17 @@ class Service:
         self._failures.append(bus.failure)
         await edge.listen()
         self._write_run_file(ledger, account, found)
+
+    def _prefer_orders(self) -> None:
+        """Before any process or thread is started: each inherits it, and the projections and threads take it back."""
+        wanted = self._settings.real_time
+        if wanted == "off":
+            return
+        if prefer_this_process():
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(initializer=as_others))
+            self._say("  scheduling   real time for the path of an order (REAL_TIME=off: like all others)")
+        elif wanted == "on":
+            raise StartFailed("REAL_TIME=on is not allowed here: run as root, or with CAP_SYS_NICE or `ulimit -r 1`")
 
     async def _start_projections(self) -> ProjectionProcess:
         settings = self._settings
