@@ -7,6 +7,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -29,6 +30,7 @@ FAULTS: Final = (
 )
 WITHIN_S: Final = 1.0  # for the event that a kill waits for
 CALM_S: Final = 120.0  # for everything to end after the last kill
+NEWEST: Final = 500  # orders that later requests may act on
 BURST: Final = (4, 14)
 ANSWERS: Final = ("order.broker_answered", "order.outcome_resolved")
 OUTCOMES: Final = ("order.filled", "order.partially_filled", "order.placed", "order.completed", "order.cancelled")
@@ -109,7 +111,8 @@ class _Campaign:
     def _publish(self, number: int) -> None:
         self.watch.look()
         for _ in range(number):
-            self.clients.publish(self._requests.next(self.watch.orders.values()))
+            newest = list(islice(reversed(self.watch.orders.values()), NEWEST))
+            self.clients.publish(self._requests.next(newest))
 
     async def kill(self) -> None:
         """A burst of requests, and a kill into the middle of what they cause."""

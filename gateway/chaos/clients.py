@@ -24,6 +24,7 @@ STOPS: Final = {"EURUSD": "0.8", "GBPUSD": "0.9", "USDJPY": "100"}
 MOST_OPEN: Final = 60
 MOST_WORKING: Final = 20
 REPEAT: Final = 0.05
+AGAIN: Final = 0.05
 PUBLISH_S: Final = 1.0
 PAUSE_S: Final = 0.05
 
@@ -34,12 +35,18 @@ class Requests:
     def __init__(self, chance: random.Random, prefix: str) -> None:
         self._chance, self._prefix = chance, prefix
         self._number = 0
+        self._closed: set[str] = set()  # by what was asked for; now and then they are asked for again
         self.made: Counter[str] = Counter()
 
     def next(self, orders: Iterable[Order]) -> dict[str, Any]:
         chance = self._chance
         opened = [one for one in orders if one.action == "open" and one.request is not None]
-        filled = [one for one in opened if one.status is Status.FILLED and one.position_id]
+        again = chance.random() < AGAIN
+        filled = [
+            one
+            for one in opened
+            if one.status is Status.FILLED and one.position_id and (again or one.order_id not in self._closed)
+        ]
         working = [one for one in opened if one.status is Status.PLACED]
         kind = self._kind(len(filled), len(working))
         made: dict[str, Any] | None = None
@@ -48,6 +55,8 @@ class Requests:
                 made = {"action": "close", "target_order_id": chance.choice(filled).order_id}
                 if chance.random() < 0.3:
                     made["volume"] = 0.01
+                else:
+                    self._closed.add(made["target_order_id"])
             case "modify" if filled:
                 target = chance.choice(filled)
                 level = float(STOPS[target.symbol]) * (1 + chance.randrange(50) / 1000)
@@ -103,6 +112,7 @@ class Requests:
             for other in filled:
                 same = one.symbol == other.symbol and one.request is not None and other.request is not None
                 if same and one.request.side != other.request.side:  # type: ignore[union-attr]  # `same` says so
+                    self._closed |= {one.order_id, other.order_id}
                     return {
                         "action": "close_by",
                         "position_id": one.position_id,
