@@ -35,6 +35,7 @@ from gateway.heads import PUBLIC_FILE, HeadSigner, seal_key
 from gateway.linger import Lingering
 from gateway.outbox import Outbox
 from gateway.processes import as_others, prefer_this_process, tune_collector
+from gateway.standby import lock_is_free
 from gateway.submit import Submitter
 from gateway.sync import Sync
 from gateway.terminal import TerminalProcess, TerminalStatus
@@ -68,8 +69,10 @@ def utc_now() -> datetime:
 class Service:
     """The whole service. `say` gets the lines for a person."""
 
-    def __init__(self, settings: Settings, say: Callable[[str], None], *, take_over: bool = False) -> None:
-        self._settings, self._say, self._take_over = settings, say, take_over
+    def __init__(
+        self, settings: Settings, say: Callable[[str], None], *, take_over: bool = False, standby: bool = False
+    ) -> None:
+        self._settings, self._say, self._take_over, self._standby = settings, say, take_over, standby
         self._stop_asked = asyncio.Event()
         self._undo: list[tuple[str, Callable[[], Awaitable[Any]]]] = []
         self._failures: list[asyncio.Future[Any]] = []
@@ -117,6 +120,8 @@ class Service:
         self._later("folder", lambda: asyncio.to_thread(lock.release))
         key = await asyncio.to_thread(seal_key, settings.data, settings.seal_key)
         store = await asyncio.to_thread(open_store, settings.ledger_url.reveal())
+        if self._standby:
+            await lock_is_free(store, self._say)
         projections = await self._start_projections()
         trade, query = self._terminals()
         connection, account, _ = await _together(self._connect_nats(), trade.connect(), query.connect())
@@ -414,9 +419,11 @@ class Service:
         self._undo.append((what, undo))
 
 
-async def serve(settings: Settings, say: Callable[[str], None], *, take_over: bool = False) -> None:
+async def serve(
+    settings: Settings, say: Callable[[str], None], *, take_over: bool = False, standby: bool = False
+) -> None:
     """Runs the service until SIGINT or SIGTERM."""
-    service = Service(settings, say, take_over=take_over)
+    service = Service(settings, say, take_over=take_over, standby=standby)
     loop = asyncio.get_running_loop()
     for name in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):  # Windows has no signal handlers in its loop

@@ -35,7 +35,10 @@ log = structlog.get_logger()
 STREAM: Final = "ORDERS"
 SUBMITTED: Final = "orders.submitted.>"
 ADDRESSED: Final = "orders.account.>"
-ACK_WAIT_S: Final = 30.0
+# How long an order waits that a killed gateway had taken and not recorded. While this one has a message in hand it
+# says so; else a long stall of ledger or broker would look like messages that kill every gateway.
+ACK_WAIT_S: Final = 5.0
+IN_HAND_EVERY: Final = 3  # times within that
 MAX_DELIVERIES: Final = 20
 PULL: Final = 256
 PULL_EXPIRES_S: Final = 30.0
@@ -85,6 +88,11 @@ class Pull:
         if self._outstanding < PULL // 2:
             await self._request()
         return [self._messages.popleft() for _ in range(min(most, len(self._messages)))]
+
+    @property
+    def waiting(self) -> Sequence[Msg]:
+        """Messages that arrived and were not asked for yet."""
+        return tuple(self._messages)
 
     def reset(self) -> None:
         """After a reconnect the server knows nothing of the requests made before."""
@@ -145,13 +153,16 @@ class OrderBus:
         *,
         max_ack_pending: int = 2_000,
         unaddressed: bool = True,
+        ack_wait_s: float = ACK_WAIT_S,
     ) -> None:
+        self._ack_wait_s = ack_wait_s
         self._connection, self._ledger, self._submitter, self._clock = connection, ledger, submitter, clock
         self._max_ack_pending, self._unaddressed = max_ack_pending, unaddressed
         self._account = str(ledger.login)
         self._pull = Pull(connection, STREAM, f"order-ledger-{self._account}", self._set_up)
         self._task: asyncio.Task[None] | None = None
-        self._acks: set[asyncio.Task[None]] = set()
+        self._acks: dict[asyncio.Task[None], Sequence[Msg]] = {}
+        self._in_hand: asyncio.Task[None] | None = None
         self._unrecorded: dict[str, int] = {}
         self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
@@ -160,15 +171,17 @@ class OrderBus:
         await self._set_up()
         await self._pull.open()
         self._task = asyncio.create_task(self._run(), name="order-bus")
+        self._in_hand = asyncio.create_task(self._keep_in_hand(), name="order-bus-in-hand")
 
     def reconnected(self) -> None:
         self._pull.reset()
 
     async def stop(self) -> None:
         """Reads nothing more; what was read is acknowledged when durable."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in (self._task, self._in_hand):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         await self._pull.close()
         if self._acks:
             await asyncio.wait(self._acks, timeout=0.5)
@@ -191,7 +204,7 @@ class OrderBus:
         config = ConsumerConfig(
             durable_name=f"order-ledger-{self._account}",
             ack_policy=AckPolicy.EXPLICIT,
-            ack_wait=ACK_WAIT_S,
+            ack_wait=self._ack_wait_s,
             max_ack_pending=self._max_ack_pending,
             filter_subjects=wanted,
         )
@@ -247,6 +260,17 @@ class OrderBus:
             if not self.failure.done():
                 self.failure.set_result(error)
 
+    async def _keep_in_hand(self) -> None:
+        """Tells the server of the messages that wait here, or for their commit, so that it does not send them again."""
+        while True:
+            await asyncio.sleep(self._ack_wait_s / IN_HAND_EVERY)
+            waiting = [*self._pull.waiting, *(one for messages in self._acks.values() for one in messages)]
+            try:
+                for message in waiting:
+                    await message.in_progress()
+            except nats.errors.Error as error:
+                log.warning("orders may be delivered again", error=str(error) or type(error).__name__)
+
     async def _take(self, messages: Sequence[Msg]) -> None:
         received = [read_order(message.data, self._account) for message in messages]
         await self._ledger.load({one.order_id for one in received if one.order_id is not None})
@@ -264,8 +288,8 @@ class OrderBus:
                 poison.add(number)
             durable.append(self._record(message, one))
         task = asyncio.create_task(self._acknowledge(messages, durable, poison))
-        self._acks.add(task)
-        task.add_done_callback(self._acks.discard)
+        self._acks[task] = messages
+        task.add_done_callback(self._acks.pop)
 
     def _is_poison(self, message: Msg, received: Received) -> bool:
         """Whether it was delivered so often, and never got into the ledger, that it must be what stops the service."""

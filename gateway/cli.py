@@ -17,6 +17,7 @@ import structlog
 from gateway import cli_control, cli_ledger, cli_projections, cli_proof
 from gateway.cli_backup import backup, restore_command
 from gateway.cli_bench import bench
+from gateway.cli_chaos import chaos
 from gateway.cli_common import Failure, data_option, failures, json_option, print_json, settings_of
 from gateway.cli_sim import sim
 from gateway.config import OFF, Secret, Settings
@@ -45,8 +46,18 @@ def cli() -> None:
     is_flag=True,
     help="Go on although another writer holds the ledger: that one is fenced and stops.",
 )
+@click.option(
+    "--standby",
+    is_flag=True,
+    help="Wait while another gateway writes the ledger, and go on in its place when it ends.",
+)
 def serve(
-    data: str | None, nats_port: str | None, clickhouse_port: str | None, log_level: str | None, take_over: bool
+    data: str | None,
+    nats_port: str | None,
+    clickhouse_port: str | None,
+    log_level: str | None,
+    take_over: bool,
+    standby: bool,
 ) -> None:
     """Take orders until stopped. Without configuration everything it needs runs under the data folder."""
     flags = {
@@ -55,6 +66,8 @@ def serve(
         "CLICKHOUSE_HTTP_PORT": clickhouse_port,
         "LOG_LEVEL": log_level,
     }
+    if take_over and standby:
+        raise Failure("--standby waits for the other gateway, --take-over displaces it: name one of them")
     settings = settings_of(flags)
     _set_up_logging(settings.log_level)
     from gateway.app import serve as run
@@ -64,7 +77,7 @@ def serve(
         sys.stdout.flush()
 
     with failures():
-        asyncio.run(run(settings, say, take_over=take_over))
+        asyncio.run(run(settings, say, take_over=take_over, standby=standby))
     say("stopped")
 
 
@@ -204,6 +217,7 @@ def _agree_kafka(store: Any, log: Any, ledger_id: str) -> Any:
 
 
 cli.add_command(bench)
+cli.add_command(chaos)
 cli.add_command(cli_ledger.history)
 cli.add_command(cli_ledger.orders)
 cli.add_command(cli_ledger.export)

@@ -58,6 +58,11 @@ class NatsServer:
         self._process: asyncio.subprocess.Process | None = None
         self.url = ""
 
+    @property
+    def pid(self) -> int:
+        """Of the process that guards it; 0 when it does not run."""
+        return self._process.pid if self._process is not None else 0
+
     async def start(self) -> None:
         program = shutil.which("nats-server", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         if program is None:

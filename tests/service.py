@@ -50,6 +50,12 @@ class Service:
 
     def start(self) -> "Service":
         """Starts and waits for READY."""
+        self.launch()
+        self.output = self.read_until(b"READY")
+        return self
+
+    def launch(self) -> None:
+        """Starts and does not wait."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "serve.log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -59,10 +65,8 @@ class Service:
                 env=self.environment,
                 start_new_session=True,
             )
-        self.output = self._read_until(b"READY")
-        return self
 
-    def _read_until(self, wanted: bytes) -> str:
+    def read_until(self, wanted: bytes) -> str:
         assert self.process is not None
         assert self.process.stdout is not None
         seen = b""

@@ -198,6 +198,34 @@ async def test_a_message_that_was_delivered_often_and_never_recorded_is_taken_fo
         assert b"delivered more than 20 times without being recorded" in rejected.state
 
 
+async def test_what_is_in_hand_is_not_delivered_again_however_long_it_waits(tmp_path, server):
+    async with Inbox(tmp_path, server, ack_wait_s=0.3) as inbox:
+        await inbox.send(orjson.dumps(market_order("o-1")))
+        await until(lambda: inbox.submitter.order_ids)
+        inbox.submitter.backlog = 1_000_000  # as while the broker hangs: what has been asked for waits here
+        await inbox.send(orjson.dumps(market_order("o-2")))
+        await until(lambda: len(inbox.submitter.order_ids) == 2)
+        await inbox.send(orjson.dumps(market_order("o-3")))
+        await until(lambda: inbox.bus._pull.waiting)
+        await asyncio.sleep(1.0)  # what must not happen has no event
+        assert (await inbox.consumer()).num_redelivered == 0
+        inbox.submitter.backlog = 0
+        await until(lambda: inbox.submitter.order_ids == ["o-1", "o-2", "o-3"])
+
+
+async def test_what_a_killed_gateway_had_in_hand_comes_to_the_next_one_within_seconds(tmp_path, server):
+    async with Inbox(tmp_path, server):
+        pass
+    connection = await nats.connect(server.url)
+    subscription = await connection.jetstream().pull_subscribe_bind("order-ledger-7", STREAM)
+    await connection.jetstream().publish("orders.submitted.EURUSD", orjson.dumps(market_order("o-1")))
+    await subscription.fetch(1, timeout=5)
+    await connection.close()  # it took the order, and ended
+    async with Inbox(tmp_path, server) as inbox:
+        await until(lambda: inbox.submitter.order_ids == ["o-1"])
+        assert (await inbox.consumer()).config.ack_wait == 5
+
+
 async def test_two_gateways_never_take_the_same_unaddressed_orders(tmp_path, server):
     async with Inbox(tmp_path, server, 7):
         with pytest.raises(BusRefused, match=r"the gateway of account 7 takes orders\.submitted\.> already"):
