@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import os
 import sys
 from importlib.metadata import version
@@ -12,7 +11,6 @@ from urllib.parse import urlsplit
 
 import click
 import orjson
-import structlog
 
 from gateway import cli_ledger, cli_proof
 from gateway.cli_backup import backup, restore_command
@@ -39,6 +37,7 @@ def cli() -> None:
 @click.option(
     "--clickhouse-port", metavar="PORT", help="Preferred port of the read-only ClickHouse endpoint (0 = any)."
 )
+@click.option("--service-port", metavar="PORT", help="Port of the HTTP interface (SERVICE_PORT; 0 = any free).")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="LOG_LEVEL.")
 @click.option(
     "--take-over",
@@ -46,18 +45,26 @@ def cli() -> None:
     help="Go on although another writer holds the ledger: that one is fenced and stops.",
 )
 def serve(
-    data: str | None, nats_port: str | None, clickhouse_port: str | None, log_level: str | None, take_over: bool
+    data: str | None,
+    nats_port: str | None,
+    clickhouse_port: str | None,
+    service_port: str | None,
+    log_level: str | None,
+    take_over: bool,
 ) -> None:
     """Take orders until stopped. Without configuration everything it needs runs under the data folder."""
     flags = {
         "data": data,
         "NATS_PORT": nats_port,
         "CLICKHOUSE_HTTP_PORT": clickhouse_port,
+        "SERVICE_PORT": service_port,
         "LOG_LEVEL": log_level,
     }
     settings = settings_of(flags)
-    _set_up_logging(settings.log_level)
     from gateway.app import serve as run
+    from gateway.logs import set_up_logging
+
+    set_up_logging(settings.log_level)
 
     def say(line: str) -> None:
         click.echo(line)
@@ -207,26 +214,6 @@ def main() -> None:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-
-
-def _set_up_logging(level: str) -> None:
-    """Readable lines on a terminal, JSON lines elsewhere; both on stderr."""
-    renderer: Any = (
-        structlog.dev.ConsoleRenderer()
-        if sys.stderr.isatty()
-        else structlog.processors.JSONRenderer(serializer=lambda value, **_: orjson.dumps(value, default=str).decode())
-    )
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
 if __name__ == "__main__":

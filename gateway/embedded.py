@@ -128,6 +128,7 @@ class ProjectionProcess:
         self._reader: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._woken = self._stopping = False
+        self.sinks: dict[str, dict[str, Any]] = {}  # where each stood when it last told
         self.on_status: Callable[[dict[str, Any]], None] = lambda _: None
 
     async def start(self) -> None:
@@ -162,6 +163,10 @@ class ProjectionProcess:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, RESTART_MOST_S)
             await self._spawn()
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.returncode is None
 
     async def ready(self, timeout_s: float) -> dict[str, Any]:
         """What it says when it follows the ledger. Raises TimeoutError, StartFailed."""
@@ -202,6 +207,7 @@ class ProjectionProcess:
                 self._ready.set_exception(
                     StartFailed(f"projections: {status.get('error')}. {status.get('remedy', '')}")
                 )
+            self.sinks |= {one["sink"]: one for one in status.get("sinks", ())}
             self.on_status(status)
         if not self._ready.done():
             self._stopping = True

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-_SECRET: Final = re.compile(r"PASSWORD|SECRET|TOKEN|CREDENTIAL|KEY$|_URL$|SERVERS$|BROKERS$", re.IGNORECASE)
+_SECRET: Final = re.compile(r"PASSWORD|SECRET|TOKEN|CREDENTIAL|HEADERS|KEY$|_URL$|SERVERS$|BROKERS$", re.IGNORECASE)
 
 
 def child_environment() -> dict[str, str]:
