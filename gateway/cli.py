@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import click
 import orjson
 
-from gateway import cli_ledger, cli_proof
+from gateway import cli_control, cli_ledger, cli_projections, cli_proof
 from gateway.cli_backup import backup, restore_command
 from gateway.cli_bench import bench
 from gateway.cli_common import Failure, data_option, failures, json_option, print_json, settings_of
@@ -106,7 +106,7 @@ def submit(file: Any, data: str | None, as_json: bool, timeout_s: float) -> None
 @data_option
 @json_option
 def sql(query: str, data: str | None, as_json: bool) -> None:
-    """Ask ClickHouse, read only: tables executions, order_events, positions.
+    """Ask ClickHouse, read only: tables orders, executions, positions …; docs/clickhouse.md names them all.
 
     A query with its own FORMAT is printed as ClickHouse answers it.
     """
@@ -194,15 +194,43 @@ def _read_audit(folder: Path) -> Any:
     return read_audit(folder)
 
 
+def _open_kafka(settings: Settings) -> Any:
+    if settings.kafka_brokers in (None, OFF):
+        raise Failure("KAFKA_BROKERS names no brokers: there is no log in Kafka to read")
+    from projections.kafka_log import KafkaLog
+    from projections.settings import kafka_options
+
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it logs is raised as well
+    return KafkaLog(str(settings.kafka_brokers), options=kafka_options(os.environ))
+
+
+def _agree_kafka(store: Any, log: Any, ledger_id: str) -> Any:
+    from projections.agree_kafka import agree_kafka
+
+    return agree_kafka(store, log, ledger_id)
+
+
 cli.add_command(bench)
 cli.add_command(cli_ledger.history)
 cli.add_command(cli_ledger.orders)
 cli.add_command(cli_ledger.export)
 cli.add_command(backup)
-cli.add_command(restore_command(_read_audit))
-cli.add_command(cli_proof.verify)
+cli.add_command(restore_command(_read_audit, _open_kafka))
+cli.add_command(cli_proof.verify_command(_open_kafka, _agree_kafka, cli_projections.agreement))
+cli.add_command(cli_projections.migrate)
+cli.add_command(cli_projections.rebuild)
+cli.add_command(cli_projections.positions)
 cli.add_command(cli_proof.prove)
 cli.add_command(sim)
+for command in (
+    cli_control.halt,
+    cli_control.resume,
+    cli_control.close_all,
+    cli_control.reconcile,
+    cli_control.resolve,
+    cli_control.query,
+):
+    cli.add_command(command)
 
 
 def main() -> None:
