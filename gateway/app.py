@@ -13,13 +13,11 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import orjson
 import structlog
-from filelock import FileLock, Timeout
 from nats.aio.client import Client
 
 from gateway import nats_connection
@@ -29,14 +27,16 @@ from gateway.bus import OrderBus
 from gateway.config import OFF, Settings, described, safe_url, version_of
 from gateway.connection import Connection
 from gateway.edge import Edge
-from gateway.embedded import NatsServer, ProjectionProcess, StartFailed, kept_port
+from gateway.embedded import NatsServer, ProjectionProcess, StartFailed, kept_port, lock_folder
 from gateway.heads import PUBLIC_FILE, HeadSigner, seal_key
+from gateway.observation import Observation
 from gateway.outbox import Outbox
 from gateway.processes import tune_collector
 from gateway.submit import Submitter
 from gateway.sync import Sync
 from gateway.terminal import TerminalProcess, TerminalStatus
 from gateway.terminal_child import TerminalSettings
+from gateway.traces import TracesUnavailable
 from ledger.account_events import ConfigurationAccepted
 from ledger.errors import SinkAhead
 from ledger.events import account_stream
@@ -74,6 +74,7 @@ class Service:
         self._url = ""
         self._reconnected: Callable[[], None] = lambda: None
         self._trade_changed: Callable[[TerminalStatus], None] = lambda _: None
+        self._observation: Observation | None = None
 
     def ask_to_stop(self) -> None:
         self._stop_asked.set()
@@ -110,12 +111,15 @@ class Service:
     async def _start(self) -> None:
         settings = self._settings
         self._say(f"order-ledger {BUILD}, data in {settings.data}")
-        lock = _lock_folder(settings.data)
+        lock = lock_folder(settings.data)
         self._later("folder", lambda: asyncio.to_thread(lock.release))
+        observation = await self._start_observation()
         key = await asyncio.to_thread(seal_key, settings.data, settings.seal_key)
         store = await asyncio.to_thread(open_store, settings.ledger_url.reveal())
         projections = await self._start_projections()
+        observation.watch_projections(projections)
         trade, query = self._terminals()
+        observation.watch_terminals(trade, query)
         connection, account, _ = await _together(self._connect_nats(), trade.connect(), query.connect())
         version, digest = version_of(settings)
         ledger = await Ledger.open(
@@ -129,6 +133,8 @@ class Service:
         )
         self._later("ledger", ledger.close)
         self._failures.append(ledger.failure)
+        await observation.follow(ledger)
+        self._later("what is observed", observation.unfollow)
         self._tell_ledger(store, ledger)
         self._say(f"  seal key     {key_id(key.public_key().public_bytes_raw())} ({settings.data / PUBLIC_FILE})")
         self._tell_terminal(account)
@@ -182,7 +188,20 @@ class Service:
         await bus.start()
         self._failures.append(bus.failure)
         await edge.listen()
+        observation.watch_queue("orders", lambda: submitter.backlog)
         self._write_run_file(ledger, account, found)
+        observation.taking_orders()
+
+    async def _start_observation(self) -> Observation:
+        """Before all that takes time, so that whoever asks is told what the start waits for."""
+        try:
+            self._observation = Observation(self._settings, BUILD, utc_now)
+        except TracesUnavailable as problem:
+            raise StartFailed(str(problem)) from None
+        self._later("HTTP", self._observation.stop)
+        await self._observation.start()
+        self._say(f"  http         {self._observation.url}")
+        return self._observation
 
     async def _start_projections(self) -> ProjectionProcess:
         settings = self._settings
@@ -269,6 +288,8 @@ class Service:
         async def reconnected() -> None:
             log.info("connected to NATS again", url=self._url)
             self._reconnected()
+            if self._observation is not None:
+                self._observation.bus_reconnected()
 
         name = f"order-ledger {settings.instance_id}"
         try:
@@ -280,6 +301,8 @@ class Service:
         if settings.nats_url is not None:
             await nats_connection.warn_of_early_acks(settings)
         self._later("connection to NATS", connection.close)
+        if self._observation is not None:
+            self._observation.watch_bus(connection)
         self._say(f"  message bus  {self._url} ({what})")
         return connection
 
@@ -307,6 +330,8 @@ class Service:
                 await asyncio.wait_for(task, STOP_NEWS_S)
             await outbox.close()
 
+        if self._observation is not None:
+            self._observation.watch_news(lambda: follower.progress)
         self._later("news out", stop)
         self._failures.append(task)
 
@@ -354,6 +379,7 @@ class Service:
             "version": BUILD,
             "started_at": utc_now().isoformat(),
             "nats_url": self._url,
+            "http_url": self._observation.url if self._observation is not None else None,
             "ledger_url": ledger_url if sqlite_path(ledger_url) else safe_url(ledger_url),
             "clickhouse_http": projections.get("clickhouse_http"),
             "clickhouse_database": settings.clickhouse_database,
@@ -388,6 +414,8 @@ class Service:
     async def _stop(self) -> None:
         """Undoes the start in reverse. A part that does not end in its time is left: it ends with this process."""
         self._stop_asked.set()
+        if self._observation is not None:
+            self._observation.taking_orders(False)
         deadline = time.monotonic() + STOP_S
         while self._undo:
             what, undo = self._undo.pop()
@@ -439,26 +467,6 @@ async def _together(
         if isinstance(one, BaseException):
             raise one
     return found[0], found[1], found[2]  # type: ignore[return-value]  # the exceptions are gone
-
-
-def _lock_folder(folder: Path) -> FileLock:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StartFailed(f"cannot create the data folder {folder}: {error.strerror}") from None
-    lock = FileLock(folder / "serve.lock", thread_local=False)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        pid = ""
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            pid = f" (process {orjson.loads((folder / 'run.json').read_bytes())['pid']})"
-        raise StartFailed(
-            f"another order-ledger serves {folder}{pid}: stop it, or name another folder by --data"
-        ) from None
-    except OSError as error:
-        raise StartFailed(f"cannot write to the data folder {folder}: {error.strerror}") from None
-    return lock
 
 
 def _log_terminal(role: str) -> Callable[[TerminalStatus], None]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import sys
 from importlib.metadata import version
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import click
-import orjson
 
 from gateway import cli_control, cli_ledger, cli_projections, cli_proof
 from gateway.cli_backup import backup, restore_command

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import orjson
 import structlog
+from filelock import FileLock, Timeout
 
 from gateway.processes import child_environment
 
@@ -230,6 +232,27 @@ class ProjectionProcess:
             self._ready.set_exception(StartFailed(f"the projections ended at their start: see {self._log_file}"))
         if not self._ready.cancelled():
             self._ready.exception()
+
+
+def lock_folder(folder: Path) -> FileLock:
+    """The lock of a data folder, which one service holds. Raises StartFailed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartFailed(f"cannot create the data folder {folder}: {error.strerror}") from None
+    lock = FileLock(folder / "serve.lock", thread_local=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        pid = ""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            pid = f" (process {orjson.loads((folder / 'run.json').read_bytes())['pid']})"
+        raise StartFailed(
+            f"another order-ledger serves {folder}{pid}: stop it, or name another folder by --data"
+        ) from None
+    except OSError as error:
+        raise StartFailed(f"cannot write to the data folder {folder}: {error.strerror}") from None
+    return lock
 
 
 async def end(process: asyncio.subprocess.Process, patience_s: float) -> None:

@@ -82,7 +82,10 @@ class Exposition(Collector):
         )
         yield _histograms("batch_events", "Events under one seal.", (), {(): counted.batch})
         yield _histograms(
-            "slippage_pips", "Pips a fill was worse than the price asked for; below 0, better.", (), {(): counted.slippage}
+            "slippage_pips",
+            "Pips a fill was worse than the price asked for; below 0, better.",
+            (),
+            {(): counted.slippage},
         )
         yield _counter("fills", "Deals of our orders.", ("symbol", "side"), counted.fills)
         yield _counter("lots", "Volume of the deals of our orders, in lots.", ("symbol", "side"), counted.lots)
@@ -116,10 +119,15 @@ class Exposition(Collector):
         yield _gauge("ready", "1 while orders are taken.", (), {(): now.ready})
         yield _gauge("head_seq", "The last event of the ledger.", (), {(): now.head_seq})
         yield _gauge("epoch", "Which writer of this ledger this is.", (), {(): now.epoch})
-        yield _gauge("verified_seq", "Up to where the ledger was last found sound; 0: not yet.", (), {(): now.verified_seq})
+        yield _gauge(
+            "verified_seq", "Up to where the ledger was last found sound; 0: not yet.", (), {(): now.verified_seq}
+        )
         yield _gauge("verified_timestamp_seconds", "When that was; 0: not yet.", (), {(): now.verified_at_s})
         yield _gauge(
-            "verification_sound", "0 when the last verification found a fault in the ledger.", (), {(): now.verified_sound}
+            "verification_sound",
+            "0 when the last verification found a fault in the ledger.",
+            (),
+            {(): now.verified_sound},
         )
 
 
@@ -144,9 +152,7 @@ def _gauge(name: str, text: str, labels: Iterable[str], values: _Values) -> Metr
     return family
 
 
-def _histograms(
-    name: str, text: str, labels: Iterable[str], values: Mapping[tuple[str, ...], Histogram]
-) -> Metric:
+def _histograms(name: str, text: str, labels: Iterable[str], values: Mapping[tuple[str, ...], Histogram]) -> Metric:
     family = HistogramMetricFamily(_PREFIX + name, text, labels=list(labels))
     for combination, histogram in values.items():
         buckets, below = [], 0

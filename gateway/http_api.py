@@ -21,12 +21,13 @@ from gateway.openapi import (
     Problem,
     Reply,
     Route,
+    choice_parameter,
     document,
     number_parameter,
     switch_parameter,
     time_parameter,
 )
-from gateway.reader import OneOrder, Orders, Question
+from gateway.reader import Holdings, OneOrder, Orders, Question
 from gateway.reader import Reply as Read
 from gateway.reading import ReaderBusy, ReaderFailed
 from gateway.verification import TooSoon, Verification
@@ -34,6 +35,7 @@ from gateway.verification import TooSoon, Verification
 MAX_SEQ: Final = 2**63 - 1
 PAGE: Final = 100
 MAX_PAGE: Final = 500
+MAX_POSITIONS: Final = 10_000
 
 
 class Liveness(msgspec.Struct, frozen=True):
@@ -125,6 +127,43 @@ class OrderHistory(msgspec.Struct, frozen=True, kw_only=True):
     events: list[OrderEventShown]
 
 
+class PositionShown(msgspec.Struct, frozen=True, kw_only=True):
+    """Amounts are text; costs and profit in the account's currency. `side` is that of the open volume, of a closed
+    position that of the volume last open."""
+
+    position_id: int
+    symbol: str
+    side: str
+    volume: str
+    entry_price: str
+    opened_at: datetime
+    closed_at: datetime | None
+    sl: str
+    tp: str
+    initial_sl: str
+    realized_profit: str
+    commission: str
+    swap: str
+    fee: str
+    exit_volume: str
+    exit_price: str
+    exit_reason: str
+    entry_order_id: str
+    exit_order_id: str
+    current_price: str | None
+    floating_profit: str | None
+    deals: int
+
+
+class PositionPage(msgspec.Struct, frozen=True, kw_only=True):
+    """The newest `limit` of them, by identifier; `truncated` when there are more."""
+
+    as_of: datetime | None
+    by: Literal["recorded", "broker"]
+    truncated: bool
+    positions: list[PositionShown]
+
+
 class VerificationShown(msgspec.Struct, frozen=True, kw_only=True):
     """`state`: `never`, `running`, `sound`, `not_sound` (`result` names the first bad event), or `failed` (it could not
     be made: `problem`). `result` is that of the last one that was made."""
@@ -145,7 +184,10 @@ ROUTES: Final = (
         summary="How the service and its dependencies stand; 503 when it is unhealthy.",
         roles=None,
         tag="service",
-        replies={200: Reply(text="Healthy, degraded or starting.", type=Health), 503: Reply(text="Unhealthy.", type=Health)},
+        replies={
+            200: Reply(text="Healthy, degraded or starting.", type=Health),
+            503: Reply(text="Unhealthy.", type=Health),
+        },
     ),
     Route(
         path="/livez",
@@ -210,6 +252,25 @@ ROUTES: Final = (
         },
     ),
     Route(
+        path="/api/v1/positions",
+        name="positions",
+        summary="Positions at a time, folded from the ledger.",
+        parameters=(
+            time_parameter("as_of", "At that time; left out: now", as_of=True),
+            choice_parameter(
+                "by",
+                "`recorded`: what was known then; `broker`: what had happened at the broker by then, as everything "
+                "recorded since tells it.",
+                "recorded",
+                "broker",
+            ),
+            SYMBOL,
+            switch_parameter("all", "With those that were closed by then."),
+            number_parameter("limit", "The newest so many.", 1, MAX_POSITIONS, PAGE),
+        ),
+        replies={200: Reply(text="Positions.", type=PositionPage), 503: _UNAVAILABLE},
+    ),
+    Route(
         path="/api/v1/verification",
         name="verification",
         summary="How the last verification of the whole ledger ended.",
@@ -264,6 +325,7 @@ class Api:
             "openapi": self._openapi,
             "orders": self._orders,
             "order": self._order,
+            "positions": self._positions,
             "verification": self._answer_verification,
             "verify": self._verify,
         }
@@ -312,6 +374,16 @@ class Api:
         if given[STORED] and Role.AUDITOR not in roles:
             raise Refusal(403, "the stored bytes are for auditors")
         return await self._read(OneOrder(order_id=given["order_id"], as_of=given["as_of"], stored=given[STORED]))
+
+    async def _positions(self, _: web.Request, given: dict[str, Any], __: frozenset[Role]) -> web.Response:
+        asked = Holdings(
+            as_of=given["as_of"],
+            by=given["by"],
+            symbol=given["symbol"],
+            everything=given["all"],
+            limit=given["limit"],
+        )
+        return await self._read(asked)
 
     async def _answer_verification(self, *_: Any) -> web.Response:
         return json_response(self._shown())

@@ -19,7 +19,7 @@ _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 
 
 class Role(StrEnum):
-    """`auditor` reads what was recorded, to the byte; `operator` reads what runs, and the orders without their bytes."""
+    """`auditor` reads what was recorded, to the byte; `operator` what runs, and the orders without their bytes."""
 
     AUDITOR = "auditor"
     OPERATOR = "operator"
@@ -48,7 +48,9 @@ def parse_tokens(text: str) -> list[Token]:
         try:
             until = datetime.fromisoformat(end) if end else None
         except ValueError:
-            raise ValueError(f"must name the end of a token as @2027-01-31T00:00:00Z; number {number} does not") from None
+            raise ValueError(
+                f"must name the end of a token as @2027-01-31T00:00:00Z; number {number} does not"
+            ) from None
         if until is not None and until.tzinfo is None:
             until = until.replace(tzinfo=UTC)
         found.append(Token(_digest(secret), until))

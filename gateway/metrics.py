@@ -1,18 +1,18 @@
 """Numbers about the running service, counted from what the ledger tells.
 
 Nothing on the way of an order counts: the events that were committed are read from the ledger's tail ten times a
-second, and before every answer. What is counted are plain integers here; `exposition.py` shows them. Every label comes from a set that is bounded: a name that a client chose is either known to the broker,
-or it is `other`.
+second, and before every answer. What is counted are plain integers here; `exposition.py` shows them. Every label comes
+from a set that is bounded: a name that a client chose is either known to the broker, or it is `other`.
 """
 
 import asyncio
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from decimal import Decimal
 from typing import Any, Final
 
 from gateway.retcodes import RETCODES
+from gateway.slippage import pips_worse
 from ledger.events import TOPICS, Envelope, Recorded, decode
 from ledger.tail import Tail
 
@@ -98,7 +98,7 @@ class Metrics:
         self._reading = asyncio.Lock()
         self._connected = 0
         self.events: dict[str, int] = dict.fromkeys(sorted(TOPICS), 0)
-        self.outcomes = Counts(((one, "") for one in ("filled", "completed", "cancelled", "expired", "stale")))
+        self.outcomes = Counts((one, "") for one in ("filled", "completed", "cancelled", "expired", "stale"))
         self.answers = Counts(most=len(_RETCODES) + 1)
         self.stages = {stage: Histogram(LATENCIES_S) for stage in STAGES}
         self.calls = Histogram(LATENCIES_S)
@@ -183,9 +183,9 @@ class Metrics:
         # The broker deals in what it knows, so its symbols are as many as it has.
         self.fills.add((event.symbol, event.side))
         self.lots.add((event.symbol, event.side), float(event.volume))
-        pips = pips_worse(event.side, event.price, event.requested_price, event.point)
+        pips = pips_worse(event)
         if pips is not None:
-            self.slippage.observe(pips)
+            self.slippage.observe(float(pips))
         times = self._times.get(recorded.stream)
         if times is not None:
             if times.answered is not None:
@@ -218,15 +218,3 @@ class Metrics:
 def _seconds(begin: datetime, end: datetime) -> float:
     """Never below 0: the clock may have been set back."""
     return max(0.0, (end - begin).total_seconds())
-
-
-def pips_worse(side: str, price: Decimal, asked: Decimal | None, point: Decimal | None) -> float | None:
-    """How many pips the deal was worse than the price asked for, negative when it was better; None where none was
-    asked. A pip is ten points where prices have a digit beyond it (0.00001, 0.001), else one."""
-    if not asked or not point:
-        return None
-    worse = price - asked if side == "buy" else asked - price
-    if not worse:
-        return 0.0
-    exponent = point.normalize().as_tuple().exponent
-    return float(worse / point) / (10 if exponent in (-5, -3) else 1)

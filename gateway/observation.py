@@ -99,8 +99,8 @@ class Observation:
         """Listens. Raises StartFailed."""
         await self._server.start()
 
-    async def follow(self, ledger: Ledger) -> "list[asyncio.Task[Any]]":
-        """Counts, logs and traces what the ledger commits from now on. Returns what must not end before `stop`."""
+    async def follow(self, ledger: Ledger) -> None:
+        """Counts, logs and traces what the ledger commits from now on, until `unfollow`."""
         self._ledger = ledger
         head = await ledger.tail.head()
         self._metrics = Metrics(ledger.tail, head, ledger.commit_times)
@@ -115,7 +115,15 @@ class Observation:
             self._run(self._traces.follow(ledger.tail, head), "traces")
         if self._settings.verify_every_s:
             self._run(self._verification.every(self._settings.verify_every_s), "verification")
-        return list(self._tasks)
+
+    async def unfollow(self) -> None:
+        """To be called before the ledger is closed."""
+        self.health.taking_orders = False
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        self._metrics = None
 
     def watch_terminals(self, trade: TerminalProcess, query: TerminalProcess) -> None:
         self.health.watch("broker", lambda: _terminal_part(trade, needed=True))
@@ -144,14 +152,10 @@ class Observation:
         ):
             self.health.watch(name, partial(self._projection_part, name, setting == OFF))
 
-    def taking_orders(self) -> None:
-        self.health.taking_orders = True
+    def taking_orders(self, taking: bool = True) -> None:
+        self.health.taking_orders = taking
 
     async def stop(self) -> None:
-        self.health.taking_orders = False
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.close()
         await asyncio.gather(self._reader.close(), self._verification.close())
         if self._traces is not None:

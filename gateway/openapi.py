@@ -128,9 +128,19 @@ def number_parameter(name: str, text: str, low: int, high: int, default: int) ->
 
 
 def switch_parameter(name: str, text: str) -> Parameter:
-    return Parameter(
-        name=name, read=_switch, schema={"type": "boolean", "default": False}, text=text, default=False
-    )
+    return Parameter(name=name, read=_switch, schema={"type": "boolean", "default": False}, text=text, default=False)
+
+
+def choice_parameter(name: str, text: str, *choices: str) -> Parameter:
+    """The first choice is the default."""
+
+    def read(given: str) -> str:
+        if given not in choices:
+            raise BadParameter(f"must be one of {', '.join(choices)}")
+        return given
+
+    schema = {"type": "string", "enum": list(choices), "default": choices[0]}
+    return Parameter(name=name, read=read, schema=schema, text=text, default=choices[0])
 
 
 ORDER_ID: Final = Parameter(
@@ -185,9 +195,7 @@ def read_parameters(route: Route, path: Mapping[str, str], query: Sequence[tuple
 def document(routes: Sequence[Route], version: str) -> dict[str, Any]:
     """OpenAPI 3.1."""
     types = [reply.type for route in routes for reply in route.replies.values() if reply.type is not None]
-    schemas, components = msgspec.json.schema_components(
-        [*types, Problem], ref_template="#/components/schemas/{name}"
-    )
+    schemas, components = msgspec.json.schema_components([*types, Problem], ref_template="#/components/schemas/{name}")
     by_type = dict(zip(map(id, [*types, Problem]), schemas, strict=True))
     paths: dict[str, Any] = {}
     for route in routes:

@@ -2,7 +2,7 @@
 
 A question may cost seconds of computing, which in the gateway's process would hold up every order. In on stdin: one
 line of JSON, `ReaderSettings`, then one line for every question. Out on stdout: one line for every answer. The end of
-stdin ends the process. Questions are `Orders`, `OneOrder` and `Verify`.
+stdin ends the process. Questions are `Orders`, `OneOrder`, `Holdings` and `Verify`.
 """
 
 import contextlib
@@ -10,7 +10,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
+from decimal import Decimal
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -20,12 +21,14 @@ import msgspec
 from gateway.cli_proof import verify_ledger
 from gateway.config import Secret, Settings
 from gateway.history import History
+from gateway.holdings import By, positions_of, shown
 from gateway.orders import KEEP_ENDED, Query, collect, page, row_json
 from gateway.times import Span, iso, with_iso_times
 from ledger.errors import LedgerError
 from ledger.events import order_stream
 from ledger.order import Status
 from ledger.store import EventStore, open_store
+from ledger.values import plain
 
 SCAN: Final = 50_000  # events a page of orders looks at, at most
 NICE: Final = 5
@@ -59,11 +62,21 @@ class OneOrder(msgspec.Struct, frozen=True, kw_only=True, tag="order"):
     stored: bool = False
 
 
+class Holdings(msgspec.Struct, frozen=True, kw_only=True, tag="positions"):
+    """Positions at `as_of`, None for now; `everything`: also those that were closed by then."""
+
+    as_of: datetime | None = None
+    by: By = "recorded"
+    symbol: str = ""
+    everything: bool = False
+    limit: int = 100
+
+
 class Verify(msgspec.Struct, frozen=True, tag="verify"):
     """Every event, seal and head."""
 
 
-Question = Orders | OneOrder | Verify
+Question = Orders | OneOrder | Holdings | Verify
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -80,6 +93,8 @@ def answer(store: EventStore, settings: ReaderSettings, question: Question) -> R
             return Reply(200, _orders(store, question))
         case OneOrder():
             return _order(store, question)
+        case Holdings():
+            return Reply(200, _holdings(store, question))
         case Verify():
             local = Settings(
                 data=Path(settings.data),
@@ -132,6 +147,25 @@ def _order(store: EventStore, asked: OneOrder) -> Reply:
             "events": with_iso_times(steps),
         },
     )
+
+
+def _holdings(store: EventStore, asked: Holdings) -> dict[str, Any]:
+    moment = asked.as_of or datetime.max.replace(tzinfo=UTC)
+    found = [
+        one
+        for one in positions_of(store, moment, asked.by)
+        if (one.is_open or asked.everything) and asked.symbol in ("", one.symbol)
+    ]
+    return {
+        "as_of": None if asked.as_of is None else iso(asked.as_of),
+        "by": asked.by,
+        "truncated": len(found) > asked.limit,
+        "positions": [with_iso_times(_plain(shown(one))) for one in found[-asked.limit :]],
+    }
+
+
+def _plain(position: dict[str, object]) -> dict[str, object]:
+    return {name: f"{plain(one):f}" if isinstance(one, Decimal) else one for name, one in position.items()}
 
 
 def main() -> None:
