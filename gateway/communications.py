@@ -11,7 +11,7 @@ from typing import Final, TextIO
 import orjson
 
 from gateway.describe import describe
-from gateway.logs import printable
+from gateway.logs import one_line, printable
 from gateway.times import iso
 from ledger.events import Envelope, Recorded, decode
 from ledger.tail import Tail
@@ -79,4 +79,4 @@ def line(recorded: Recorded, envelope: Envelope) -> str:
             "correlation_id": envelope.correlation_id or None,
         }
     )
-    return f'{head[:-1].decode()},"stored":{recorded.state.decode()}}}\n'
+    return one_line(f'{head[:-1].decode()},"stored":{recorded.state.decode()}}}') + "\n"

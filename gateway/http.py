@@ -20,6 +20,9 @@ MAX_BODY: Final = 4096  # nothing here takes one
 MAX_HEADER: Final = 8190
 BURST_S: Final = 2.0
 MAX_CONNECTIONS: Final = 256
+IDLE_S: Final = 15.0  # of a connection, until it is closed
+LOOK_S: Final = 5.0
+REFUSED_S: Final = 0.25  # how long a refusal for asking too often takes: a flood must not take the orders' time
 STOP_S: Final = 0.2
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 log = structlog.get_logger()
@@ -43,6 +46,9 @@ class HttpServer:
         self._requests = Limit(requests_per_s, max(requests_per_s * BURST_S, 1.0))
         self._failures = failure_limit()
         self._runner: web.AppRunner | None = None
+        self._used: dict[Any, float] = {}  # when a connection was last used
+        self._busy: set[Any] = set()
+        self._keeper: asyncio.Task[None] | None = None
         self.url = ""
 
     async def start(self) -> None:
@@ -59,6 +65,7 @@ class HttpServer:
             shutdown_timeout=STOP_S,
             max_line_size=MAX_HEADER,
             max_field_size=MAX_HEADER,
+            keepalive_timeout=IDLE_S,
         )
         await self._runner.setup()
         try:
@@ -69,11 +76,15 @@ class HttpServer:
                 f"cannot listen on SERVICE_HOST {self._host}, SERVICE_PORT {self._port}: {error.strerror or error}. "
                 "Is another service there? Name a free port, or 0 for any"
             ) from None
+        self._keeper = asyncio.create_task(self._close_idle(), name="idle HTTP connections")
         host, port = self._runner.addresses[0][:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def close(self) -> None:
         runner, self._runner = self._runner, None
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
         if runner is not None:
             await runner.cleanup()
 
@@ -81,11 +92,22 @@ class HttpServer:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        self._busy.add(request.protocol)
+        try:
+            return await self._answer(request, handler)
+        finally:
+            self._busy.discard(request.protocol)
+            self._used[request.protocol] = time.monotonic()
+
+    async def _answer(self, request: web.Request, handler: Any) -> web.StreamResponse:
         try:
             self._limit(request)
             response: web.StreamResponse = await handler(request)
         except Refusal as refusal:
             response = _problem(refusal.status, refusal.detail, refusal.retry_after_s)
+            if refusal.status == HTTPStatus.TOO_MANY_REQUESTS:
+                response.force_close()
+                await asyncio.sleep(REFUSED_S)
         except BadParameter as error:
             response = _problem(400, str(error))
         except web.HTTPMethodNotAllowed as error:
@@ -112,6 +134,16 @@ class HttpServer:
 
     def _connections(self) -> list[Any]:
         return self._runner.server.connections if self._runner is not None and self._runner.server else []
+
+    async def _close_idle(self) -> None:
+        """Also of connections that never ask, or stop in the middle of a question."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            now_s = time.monotonic()
+            self._used = {one: self._used.get(one, now_s) for one in self._connections()}
+            for one, used_s in self._used.items():
+                if one not in self._busy and now_s - used_s > IDLE_S:
+                    one.force_close()
 
     def _serving(self, route: Route) -> Callable[[web.Request], Any]:
         handler = self._api.handlers[route.name]

@@ -58,7 +58,7 @@ def parse_tokens(text: str) -> list[Token]:
 
 
 def _digest(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode()).digest()
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 
 class Tokens:

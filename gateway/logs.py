@@ -18,6 +18,8 @@ import structlog
 from gateway.config import Secret
 
 MAX_DEPTH: Final = 8
+# What ends a line for some readers, and JSON lets stand.
+_BREAKS: Final = str.maketrans({"\u2028": "\\u2028", "\u2029": "\\u2029", "\x85": "\\u0085"})
 
 
 def set_up_logging(level: str, out: TextIO | None = None) -> None:
@@ -72,6 +74,11 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
+def one_line(text: str) -> str:
+    """JSON that is one line for every reader."""
+    return text if text.isascii() else text.translate(_BREAKS)
+
+
 def _redacted(_: Any, __: str, entry: Any) -> dict[str, Any]:
     return {name: safe(value) for name, value in entry.items()}
 
@@ -85,6 +92,6 @@ def _printable(_: Any, __: str, entry: Any) -> dict[str, Any]:
 
 def _json(entry: Any, **_: Any) -> str:
     try:
-        return orjson.dumps(entry, default=str).decode()
+        return one_line(orjson.dumps(entry, default=str).decode())
     except TypeError:  # an integer beyond 64 bits, a lone surrogate: the line is not lost for that
         return orjson.dumps({name: ascii(value) for name, value in entry.items()}).decode()
