@@ -161,6 +161,7 @@ class Service:
         )
         self._trade_changed = link.terminal_changed
         link.start()
+        observation.watch_connection(link)
         self._later("connection to the broker", link.stop)
         submitter = Submitter(ledger, trade, query, settings, utc_now, link)
         ledger.tail.on_commit(projections.wake)

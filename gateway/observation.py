@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 
 from gateway.communications import CommunicationLog
 from gateway.config import OFF, Settings
+from gateway.connection import Connection
 from gateway.embedded import ProjectionProcess
 from gateway.exposition import Exposition, Readings, SinkReading
 from gateway.health import HealthBook, Part, Standing, State
@@ -128,6 +129,14 @@ class Observation:
     def watch_terminals(self, trade: TerminalProcess, query: TerminalProcess) -> None:
         self.health.watch("broker", lambda: _terminal_part(trade, needed=True))
         self.health.watch("queries", lambda: _terminal_part(query, needed=False))
+
+    def watch_connection(self, link: Connection) -> None:
+        """Of the trading terminal to its broker: one that runs may still be cut off."""
+
+        def ask() -> Part:
+            return Part(state="up" if link.up else "down", needed=True, detail=link.reason)
+
+        self.health.watch("broker", ask)
 
     def watch_bus(self, bus: Bus) -> None:
         self.health.watch("nats", lambda: Part(state="up" if bus.is_connected else "down", needed=True))
