@@ -101,8 +101,8 @@ def _order_id(text: str) -> str:
 
 
 def _symbol(text: str) -> str:
-    if not 0 < len(text) <= MAX_SYMBOL or not text.isprintable():
-        raise BadParameter(f"must be a symbol of at most {MAX_SYMBOL} printable characters")
+    if not 0 < len(text) <= MAX_SYMBOL or any("\ud800" <= one <= "\udfff" for one in text):
+        raise BadParameter(f"must be a symbol of at most {MAX_SYMBOL} characters")
     return text
 
 

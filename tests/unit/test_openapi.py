@@ -41,7 +41,8 @@ def test_what_is_given_is_read():
         ([("open", "yes")], "open must be true or false"),
         ([("since", "yesterday")], "since 'yesterday' is no time"),
         ([("symbol", "")], "symbol must be"),
-        ([("symbol", "A\nB")], "symbol must be"),
+        ([("symbol", "\udcff")], "symbol must be"),
+        ([("symbol", "A" * 65)], "symbol must be"),
         ([("sql", "1")], "unknown parameter 'sql'"),
     ],
 )
