@@ -8,7 +8,7 @@ import orjson
 import pytest
 import requests
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi.checks import ignored_auth
 
@@ -50,6 +50,7 @@ def test_whatever_is_asked_the_answer_is_as_described(service, name):
     @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
     @given(case=strategy)
     def ask(case):
+        assume(not {"since", "until"} <= set(case.query or ()))  # which of them comes first no schema can say
         # Who may ask is a table of its own; wrong tokens here would lock this address out.
         answer = case.call_and_validate(
             headers={"Authorization": f"Bearer {BOTH}"}, excluded_checks=[ignored_auth], timeout=20
