@@ -14,6 +14,7 @@ from typing import Any, Final
 from gateway.retcodes import RETCODES
 from gateway.slippage import pips_worse
 from ledger.events import TOPICS, Envelope, Recorded, decode
+from ledger.order import UNRESOLVED
 from ledger.tail import Tail
 
 EVERY_S: Final = 0.1
@@ -43,6 +44,14 @@ OUTCOMES: Final = {
     "order.rejected": "rejected",
     "order.failed": "failed",
 }
+# Known from the start, since an increase from nothing to one is none for Prometheus.
+ALERTS: Final = (
+    *(UNRESOLVED, "reconciliation", "slippage", "slow_broker", "sink_stopped", "halted", "fenced", "anomaly"),
+)
+DIFFERENCES: Final = (
+    *("missing_at_broker", "unknown_at_broker", "volume", "side", "sl_tp", "price", "cost", "order_missing"),
+    *("order_unknown", "fill_missing", "netting_reversal", "ticket_changed"),
+)
 _RETCODES: Final = frozenset(one.name for one in RETCODES.values())
 
 
@@ -107,8 +116,8 @@ class Metrics:
         self.slippage = Histogram(PIPS)
         self.fills = Counts()
         self.lots = Counts()
-        self.alerts = Counts()
-        self.differences = Counts()
+        self.alerts = Counts((kind,) for kind in ALERTS)
+        self.differences = Counts((kind, "alert") for kind in DIFFERENCES)
         self.broker_reconnects = 0
         self._handlers: dict[str, Callable[[Recorded, Any, datetime], None]] = {
             **dict.fromkeys(OUTCOMES, self._ended),
@@ -117,7 +126,7 @@ class Metrics:
             "order.broker_answered": self._answered,
             "order.partially_filled": self._filled,
             "order.filled": self._filled,
-            "order.anomaly_detected": self._alert,
+            "order.anomaly_detected": self._anomaly,
             "account.alert_raised": self._alert,
             "account.halted": lambda *_: self.alerts.add(("halted",)),
             "writer.took_over": lambda *_: self.alerts.add(("fenced",)),
@@ -202,6 +211,9 @@ class Metrics:
 
     def _alert(self, _: Recorded, event: Any, __: datetime) -> None:
         self.alerts.add((event.kind,))
+
+    def _anomaly(self, _: Recorded, event: Any, __: datetime) -> None:
+        self.alerts.add((UNRESOLVED if event.kind == UNRESOLVED else "anomaly",))
 
     def _reconciled(self, _: Recorded, event: Any, __: datetime) -> None:
         for one in event.differences:

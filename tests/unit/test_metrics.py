@@ -94,7 +94,8 @@ def test_answers_are_counted_by_retcode_and_outcomes_by_category():
 
 def test_an_anomaly_is_an_alert_of_its_kind():
     seen = Counting().take("o", AnomalyDetected(kind="fill_price", detail="beyond the limit"))
-    assert seen.value("alerts_total", kind="fill_price") == 1
+    assert seen.value("alerts_total", kind="anomaly") == 1
+    assert seen.value("alerts_total", kind="slippage") == 0
 
 
 def test_a_clock_that_was_set_back_counts_as_no_time():
