@@ -3,17 +3,21 @@
 import asyncio
 import os
 import time
+from collections import defaultdict
 
 import orjson
 import pytest
 import requests
 import schemathesis
 from hypothesis import HealthCheck, assume, given, settings
+from prometheus_client.parser import text_string_to_metric_families
 from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi.checks import ignored_auth
 
+from gateway.demo import samples
 from gateway.http_api import ROUTES
 from tests.http_server import AUDITOR, BOTH, OPERATOR, TOKENS
+from tests.promql import panels, rules, selectors
 from tests.service import Listener, Service, market_order, serving
 
 EXAMPLES = int(os.environ.get("HTTP_EXAMPLES", "12"))
@@ -127,3 +131,33 @@ async def one_order(service: Service) -> None:
     async with Listener(service.info["nats_url"]) as listener:
         await listener.send(market_order("degraded-1"))
         await listener.final("degraded-1")
+
+
+def test_every_metric_of_the_dashboard_and_the_alerts_is_there_after_the_demo(tmp_path):
+    with serving(tmp_path / "d") as service:
+        asyncio.run(the_demo(service))
+        requests.post(service.info["http_url"] + "/api/v1/verification", timeout=20)
+        text = requests.get(service.info["http_url"] + "/metrics", timeout=20).text
+    held = defaultdict(list)
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            held[sample.name].append((sample.labels, sample.value))
+    missing = [
+        (what, selector)
+        for what, query in [*rules().items(), *panels()]
+        for selector in selectors(query)
+        if selector.name != "up" and not any(selector.takes(labels) for labels, _ in held[selector.name])
+    ]
+    assert missing == []
+    measured = [name for name in held if name.startswith("order_ledger_") and name.endswith("_bucket")]
+    assert len(measured) == 5
+    assert [name for name in measured if not any(value for _, value in held[name])] == []
+
+
+async def the_demo(service: Service) -> None:
+    async with Listener(service.info["nats_url"]) as listener:
+        for sample in samples():
+            await listener.send(sample.payload)
+        await listener.send(market_order("asked-1", price=1.08))  # the demo's name no price to be worse than
+        await listener.final("asked-1")
+        await listener.final("demo-18")
