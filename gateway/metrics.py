@@ -9,16 +9,20 @@ import asyncio
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Final
+
+import msgspec
 
 from gateway.retcodes import RETCODES
 from gateway.slippage import pips_worse
-from ledger.events import TOPICS, Envelope, Recorded, decode
+from ledger.events import TOPICS, Recorded
 from ledger.order import UNRESOLVED
 from ledger.tail import Tail
+from ledger.trade import ZERO
 
 EVERY_S: Final = 0.1
-AT_ONCE: Final = 512
+AT_ONCE: Final = 256
 IDLE_S: Final = 5.0
 OTHER: Final = "other"
 MAX_NAMES: Final = 64  # values of one label
@@ -86,6 +90,39 @@ class Counts:
         values[labels] = values.get(labels, 0) + amount
 
 
+class _Difference(msgspec.Struct, gc=False):
+    kind: str
+    policy: str
+
+
+class _Data(msgspec.Struct, gc=False):
+    """What is counted of any event. To read this alone takes a third of the time of reading the event."""
+
+    attempt: int = 0
+    retcode_name: str = ""
+    verdict: str = ""
+    latency_s: Decimal = ZERO
+    symbol: str = ""
+    side: str = ""
+    volume: Decimal = ZERO
+    price: Decimal = ZERO
+    requested_price: Decimal | None = None
+    point: Decimal | None = None
+    category: str = ""
+    kind: str = ""
+    differences: list[_Difference] = []
+    first: int = 0
+    last: int = 0
+
+
+class _Seen(msgspec.Struct, gc=False):
+    recorded_at: datetime
+    data: _Data
+
+
+_read: Final = msgspec.json.Decoder(_Seen).decode
+
+
 class _Times:
     """When an order came to each stage, as far as it was seen."""
 
@@ -119,7 +156,7 @@ class Metrics:
         self.alerts = Counts((kind,) for kind in ALERTS)
         self.differences = Counts((kind, "alert") for kind in DIFFERENCES)
         self.broker_reconnects = 0
-        self._handlers: dict[str, Callable[[Recorded, Any, datetime], None]] = {
+        self._handlers: dict[str, Callable[[Recorded, _Data, datetime], None]] = {
             **dict.fromkeys(OUTCOMES, self._ended),
             "order.requested": self._requested,
             "order.send_started": self._sent,
@@ -146,31 +183,32 @@ class Metrics:
         """Returns when all is counted that was committed before the call."""
         async with self._reading:
             while records := await self._tail.read(self._after, AT_ONCE):
-                self.take([(one, decode(one)) for one in records])
+                self.take(records)
                 self._after = records[-1].seq
                 await asyncio.sleep(0)
             for seconds in self._commits():
                 self.commit_s.observe(seconds)
 
-    def take(self, batch: Iterable[tuple[Recorded, Envelope]]) -> None:
-        """Counts these events."""
+    def take(self, batch: Iterable[Recorded]) -> None:
+        """Counts these events. Of those that only count nothing is read."""
         events, handlers = self.events, self._handlers
-        for recorded, envelope in batch:
+        for recorded in batch:
             topic = recorded.topic
             events[topic] += 1
             handler = handlers.get(topic)
             if handler is not None:
-                handler(recorded, envelope.data, envelope.recorded_at)
+                seen = _read(recorded.state)
+                handler(recorded, seen.data, seen.recorded_at)
 
     # --- events of orders ---------------------------------------------------------------------------------------
 
-    def _requested(self, recorded: Recorded, _: Any, at: datetime) -> None:
+    def _requested(self, recorded: Recorded, _: _Data, at: datetime) -> None:
         times = self._times
         times[recorded.stream] = _Times(at)
         if len(times) > MAX_ORDERS:
             del times[next(iter(times))]
 
-    def _sent(self, recorded: Recorded, event: Any, at: datetime) -> None:
+    def _sent(self, recorded: Recorded, event: _Data, at: datetime) -> None:
         times = self._times.get(recorded.stream)
         if times is None:
             return
@@ -178,7 +216,7 @@ class Metrics:
             self.stages["requested_sent"].observe(_seconds(times.requested, at))
         times.sent = at
 
-    def _answered(self, recorded: Recorded, event: Any, at: datetime) -> None:
+    def _answered(self, recorded: Recorded, event: _Data, at: datetime) -> None:
         name = event.retcode_name
         self.answers.add((name if name in _RETCODES else OTHER, event.verdict))
         self.calls.observe(float(event.latency_s))
@@ -188,7 +226,7 @@ class Metrics:
                 self.stages["sent_answered"].observe(_seconds(times.sent, at))
             times.answered = at
 
-    def _filled(self, recorded: Recorded, event: Any, at: datetime) -> None:
+    def _filled(self, recorded: Recorded, event: _Data, at: datetime) -> None:
         # The broker deals in what it knows, so its symbols are as many as it has.
         self.fills.add((event.symbol, event.side))
         self.lots.add((event.symbol, event.side), float(event.volume))
@@ -203,19 +241,19 @@ class Metrics:
         if recorded.topic == "order.filled":
             self._ended(recorded, event, at)
 
-    def _ended(self, recorded: Recorded, event: Any, _: datetime) -> None:
-        self.outcomes.add((OUTCOMES[recorded.topic], getattr(event, "category", "")))
+    def _ended(self, recorded: Recorded, event: _Data, _: datetime) -> None:
+        self.outcomes.add((OUTCOMES[recorded.topic], event.category))
         self._times.pop(recorded.stream, None)
 
     # --- the rest -----------------------------------------------------------------------------------------------
 
-    def _alert(self, _: Recorded, event: Any, __: datetime) -> None:
+    def _alert(self, _: Recorded, event: _Data, __: datetime) -> None:
         self.alerts.add((event.kind,))
 
-    def _anomaly(self, _: Recorded, event: Any, __: datetime) -> None:
+    def _anomaly(self, _: Recorded, event: _Data, __: datetime) -> None:
         self.alerts.add((UNRESOLVED if event.kind == UNRESOLVED else "anomaly",))
 
-    def _reconciled(self, _: Recorded, event: Any, __: datetime) -> None:
+    def _reconciled(self, _: Recorded, event: _Data, __: datetime) -> None:
         for one in event.differences:
             self.differences.add((one.kind, one.policy))
 
@@ -223,7 +261,7 @@ class Metrics:
         self._connected += 1
         self.broker_reconnects = self._connected - 1
 
-    def _sealed(self, _: Recorded, event: Any, __: datetime) -> None:
+    def _sealed(self, _: Recorded, event: _Data, __: datetime) -> None:
         self.batch.observe(event.last - event.first + 1)
 
 

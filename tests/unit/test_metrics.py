@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway.exposition import Exposition, Readings, SinkReading
 from gateway.health import Part
 from gateway.metrics import MAX_NAMES, MAX_ORDERS, Counts, Histogram, Metrics
-from ledger.events import Envelope, Recorded
+from ledger.events import Envelope, Recorded, encode
 from ledger.facts import OrderRequest, Raw
 from ledger.order_events import AnomalyDetected, BrokerAnswered, OrderRejected, OrderRequested, SendStarted
 from ledger.trade import TradeRequest, TradeResult
@@ -41,7 +41,7 @@ class Counting:
             self.seq += 1
             at = BEGINNING + timedelta(milliseconds=self.seq)
             envelope = Envelope(seq=self.seq, event_id="x", schema_version=1, recorded_at=at, data=event)
-            self.metrics.take([(Recorded(self.seq, f"order/{order_id}", 1, event.topic(), b""), envelope)])
+            self.metrics.take([Recorded(self.seq, f"order/{order_id}", 1, event.topic(), encode(envelope))])
         return self
 
     @property
