@@ -8,6 +8,7 @@ fails loses spans, no order.
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Iterable
 from datetime import datetime
@@ -25,7 +26,7 @@ EVERY_S: Final = 0.1
 AT_ONCE: Final = 512
 IDLE_S: Final = 5.0
 MAX_ORDERS: Final = 10_000  # whose spans are open; that of the oldest ends when there are more
-CLOSE_MS: Final = 1_000
+CLOSE_S: Final = 1.0
 WARN_EVERY_S: Final = 60.0
 PATH: Final = "/v1/traces"
 log = structlog.get_logger()
@@ -89,9 +90,11 @@ class Traces:
                 await asyncio.sleep(0)
 
     def close(self) -> None:
-        """Sends what is left, for at most a second. Spans of orders that go on are left out: their order does."""
-        self._provider.force_flush(CLOSE_MS)
-        self._provider.shutdown()
+        """Sends what is left, for at most a second: an exporter that tries again and again is left behind. Spans of
+        orders that go on are left out: their order does."""
+        sending = threading.Thread(target=self._provider.shutdown, name="last traces", daemon=True)
+        sending.start()
+        sending.join(CLOSE_S)
 
     def take(self, batch: Iterable[tuple[Recorded, Envelope]]) -> None:
         """Begins and ends the spans that these events tell of. Orders that began before are not traced."""

@@ -16,7 +16,7 @@ from gateway.client import order_id_of
 from gateway.config import VARIABLES, Secret, described, load
 from gateway.demo import samples
 from tests.nats_server import nats_server
-from tests.service import Service, run_cli
+from tests.service import STOP_S, Service, run_cli
 
 KEY = Ed25519PrivateKey.generate().private_bytes_raw()
 # What reaches nothing, so that errors are told: of these the text is most likely to hold what it should not.
@@ -109,7 +109,7 @@ async def talk(url: str, login: dict[str, str]) -> bytes:
         if message.subject.startswith("broker."):
             told = orjson.loads(message.data or b"{}")
             if told.get("final"):
-                waiting.discard(told["order_id"])
+                waiting.discard(told.get("order_id"))
         if not waiting:
             done.set()
 
@@ -149,7 +149,7 @@ def test_no_secret_is_in_any_file_event_message_log_answer_or_argument(tmp_path,
             for command in COMMANDS:
                 done = told(service, *command)
                 seen[" ".join(command)] = done.stdout.encode() + done.stderr.encode()
-            service.stop()
+            assert service.stop() < STOP_S
             seen["log"] = service.log().encode()
         finally:
             service.end()

@@ -1,10 +1,12 @@
 """Spans of orders, made from events: who is the child of whom, and when it began and ended."""
 
+import threading
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace.export import SpanExporter
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
@@ -98,6 +100,22 @@ def test_what_does_not_end_does_not_fill_the_memory():
 
 def test_an_order_that_was_too_old_ends_its_span():
     assert Tracing().take(REQUESTED, OrderStale(symbol="EURUSD", age_s=Decimal(40), limit_s=Decimal(30))).spans["order"]
+
+
+class Hanging(SpanExporter):
+    """Never ends with what it is given."""
+
+    def export(self, _):
+        threading.Event().wait()
+
+
+def test_an_exporter_that_hangs_does_not_hold_up_the_stop():
+    traces = Traces(Hanging(), "1.0", "7")
+    envelope = Envelope(seq=1, event_id="x", schema_version=1, recorded_at=BEGINNING, data=REQUESTED)
+    ended = Envelope(seq=2, event_id="y", schema_version=1, recorded_at=BEGINNING, data=full_fill())
+    traces.take([(Recorded(1, "order/o", 1, "order.requested", b""), envelope)])
+    traces.take([(Recorded(2, "order/o", 2, "order.filled", b""), ended)])
+    traces.close()
 
 
 def test_nothing_is_traced_unless_an_endpoint_is_named():
