@@ -48,10 +48,14 @@ class CommunicationLog:
         while True:
             await self._tail.wait(self._after, IDLE_S)
             await asyncio.sleep(EVERY_S)
-            while records := await self._tail.read(self._after, AT_ONCE):
-                self._write([one for one in records if one.topic in SAID])
-                self._after = records[-1].seq
-                await asyncio.sleep(0)
+            await self.catch_up()
+
+    async def catch_up(self) -> None:
+        """Returns when all is logged that was committed before the call."""
+        while records := await self._tail.read(self._after, AT_ONCE):
+            self._write([one for one in records if one.topic in SAID])
+            self._after = records[-1].seq
+            await asyncio.sleep(0)
 
     def _write(self, records: list[Recorded]) -> None:
         shown = words if self._out.isatty() else line

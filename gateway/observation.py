@@ -84,6 +84,7 @@ class Observation:
         )
         self._traces = Traces.of(settings, version)
         self._tasks: list[asyncio.Task[Any]] = []
+        self._last: list[Callable[[], Awaitable[None]]] = []
         self._ledger: Ledger | None = None
         self._metrics: Metrics | None = None
         self._exposition: Exposition | None = None
@@ -111,20 +112,26 @@ class Observation:
         self.health.standing = lambda: _standing(ledger)
         self._run(self._metrics.run(), "metrics")
         if self._settings.log_all_communications:
-            self._run(CommunicationLog(ledger.tail, head).run(), "log of communications")
+            communications = CommunicationLog(ledger.tail, head)
+            self._run(communications.run(), "log of communications")
+            self._last.append(communications.catch_up)
         if self._traces is not None:
             self._run(self._traces.follow(ledger.tail, head), "traces")
+            self._last.append(partial(self._traces.catch_up, ledger.tail))
         if self._settings.verify_every_s:
             self._run(self._verification.every(self._settings.verify_every_s), "verification")
 
     async def unfollow(self) -> None:
-        """To be called before the ledger is closed."""
+        """To be called before the ledger is closed. What was committed until then is logged and traced."""
         self.health.taking_orders = False
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
         self._metrics = None
+        for catch_up in self._last:
+            await catch_up()
+        self._last.clear()
 
     def watch_terminals(self, trade: TerminalProcess, query: TerminalProcess) -> None:
         self.health.watch("broker", lambda: _terminal_part(trade, needed=True))

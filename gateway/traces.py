@@ -62,6 +62,7 @@ class Traces:
         self._tracer = self._provider.get_tracer("order-ledger", version)
         self._trace, self._propagator = trace, TraceContextTextMapPropagator()
         self._orders: dict[str, _Order] = {}
+        self._after = 0
 
     @classmethod
     def of(cls, settings: Settings, version: str) -> "Traces | None":
@@ -81,13 +82,18 @@ class Traces:
 
     async def follow(self, tail: Tail, after: int) -> None:
         """Traces for ever."""
+        self._after = after
         while True:
-            await tail.wait(after, IDLE_S)
+            await tail.wait(self._after, IDLE_S)
             await asyncio.sleep(EVERY_S)
-            while records := await tail.read(after, AT_ONCE):
-                self.take((one, decode(one)) for one in records if one.stream.startswith("order/"))
-                after = records[-1].seq
-                await asyncio.sleep(0)
+            await self.catch_up(tail)
+
+    async def catch_up(self, tail: Tail) -> None:
+        """Returns when all is traced that was committed before the call."""
+        while records := await tail.read(self._after, AT_ONCE):
+            self.take((one, decode(one)) for one in records if one.stream.startswith("order/"))
+            self._after = records[-1].seq
+            await asyncio.sleep(0)
 
     def close(self) -> None:
         """Sends what is left, for at most a second: an exporter that tries again and again is left behind. Spans of

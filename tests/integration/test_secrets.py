@@ -16,6 +16,7 @@ from gateway.client import order_id_of
 from gateway.config import VARIABLES, Secret, described, load
 from gateway.demo import samples
 from tests.nats_server import nats_server
+from tests.servers import postgres_server
 from tests.service import STOP_S, Service, run_cli
 
 KEY = Ed25519PrivateKey.generate().private_bytes_raw()
@@ -26,7 +27,7 @@ MARKS = {
     for name in (
         "MT5_PASSWORD", "NATS_PASSWORD", "NATS_TOKEN", "NATS_URL", "NATS_MONITOR_URL", "CLICKHOUSE_PASSWORD",
         "CLICKHOUSE_URL", "KAFKA_SASL_PASSWORD", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS",
-        "AUDITOR_TOKENS", "OPERATOR_TOKENS",
+        "AUDITOR_TOKENS", "OPERATOR_TOKENS", "LEDGER_URL",
     )
 }  # fmt: skip
 BASE = {
@@ -166,10 +167,30 @@ def told(service: Service, *command: str) -> subprocess.CompletedProcess:
     return run_cli(*command, "--data", str(service.folder), **kept)
 
 
+def test_the_password_of_the_ledgers_database_is_nowhere_either(tmp_path):
+    with postgres_server() as url:
+        secret = url.replace("@", f":{MARKS['LEDGER_URL']}@", 1) if ":" not in url[13:].split("@")[0] else url
+        service = Service(tmp_path / "data", LEDGER_URL=secret, OPERATOR_TOKENS=MARKS["OPERATOR_TOKENS"])
+        try:
+            service.start()
+            seen = {"output": service.output.encode(), "arguments": arguments(service.pid)}
+            headers = {"Authorization": f"Bearer {MARKS['OPERATOR_TOKENS']}"}
+            for path in ("/health", "/api/v1/orders", "/api/v1/verification"):
+                seen[path] = requests.get(service.info["http_url"] + path, headers=headers, timeout=20).content
+            done = told(service, "verify", "--json")
+            assert done.returncode == 0, done.stderr
+            seen["verify"] = done.stdout.encode() + done.stderr.encode()
+            seen |= every_file(service.folder)
+            service.stop()
+        finally:
+            service.end()
+    assert {where: names for where, data in seen.items() if (names := leaks(data))} == {}
+
+
 def test_every_secret_setting_is_searched_for():
-    """A new one needs its mark above. An NKey is never sent, and a ledger's URL has a test with PostgreSQL."""
+    """A new one needs its mark above. An NKey's seed is handled as a token is."""
     secrets = {name for name, (_, read) in VARIABLES.items() if read is Secret}
-    assert secrets - {"LEDGER_URL", "NATS_NKEY"} <= set(SEARCHED)
+    assert secrets - {"NATS_NKEY"} <= set(SEARCHED)
 
 
 def test_a_wrong_setting_is_told_without_the_secret():
