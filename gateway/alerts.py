@@ -6,7 +6,7 @@ repeats is told at once and then at intervals, with how often it happened: a sto
 """
 
 import asyncio
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -65,6 +65,11 @@ class Alerts:
         for order in self._ledger.open_orders.values():
             if order.status in (Status.UNKNOWN, Status.SENDING):
                 self._ask_later(order.order_id, order.attempt)
+
+    def projections_changed(self, status: dict[str, Any]) -> None:
+        """What the projections' process says of itself."""
+        if status.get("status") in ("sink_stopped", "failed"):
+            self.sink_stopped(*(str(status.get(name) or "") for name in ("sink", "error", "remedy")))
 
     def sink_stopped(self, sink: str, error: str, remedy: str = "") -> None:
         text = f"{sink}: {error}" + (f" ({remedy})" if remedy else "")

@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, Final
@@ -21,7 +22,6 @@ import structlog
 from nats.aio.client import Client
 
 from gateway import nats_connection
-from gateway.alerts import Alerts
 from gateway.broker import Account, LoginRefused, TerminalError
 from gateway.bus import OrderBus
 from gateway.config import OFF, Settings, described, safe_url, version_of
@@ -31,7 +31,7 @@ from gateway.embedded import NatsServer, ProjectionProcess, StartFailed, kept_po
 from gateway.heads import PUBLIC_FILE, HeadSigner, seal_key
 from gateway.observation import Observation
 from gateway.outbox import Outbox
-from gateway.processes import tune_collector
+from gateway.processes import as_others, prefer_this_process, tune_collector
 from gateway.submit import Submitter
 from gateway.sync import Sync
 from gateway.terminal import TerminalProcess, TerminalStatus
@@ -111,6 +111,7 @@ class Service:
     async def _start(self) -> None:
         settings = self._settings
         self._say(f"order-ledger {BUILD}, data in {settings.data}")
+        self._prefer_orders()
         lock = lock_folder(settings.data)
         self._later("folder", lambda: asyncio.to_thread(lock.release))
         observation = await self._start_observation()
@@ -168,7 +169,7 @@ class Service:
         edge = Edge(settings, ledger, store, query, submitter, account, connection, utc_now, BUILD)
         self._later("limits and alerts", edge.stop)
         self._failures.extend(await edge.start())
-        _tell_of_projections(projections, edge.alerts)
+        projections.listen(edge.alerts.projections_changed)
         sync = Sync(ledger, store, query, settings, utc_now, link, submitter)
         await sync.start()
         self._later("the account followed", sync.stop)
@@ -195,14 +196,25 @@ class Service:
 
     async def _start_observation(self) -> Observation:
         """Before all that takes time, so that whoever asks is told what the start waits for."""
+        self._observation = Observation(self._settings, BUILD, utc_now)
+        self._later("HTTP", self._observation.stop)
         try:
-            self._observation = Observation(self._settings, BUILD, utc_now)
+            await self._observation.start()
         except TracesUnavailable as problem:
             raise StartFailed(str(problem)) from None
-        self._later("HTTP", self._observation.stop)
-        await self._observation.start()
         self._say(f"  http         {self._observation.url}")
         return self._observation
+
+    def _prefer_orders(self) -> None:
+        """Before any process or thread is started: each inherits it, and the projections and threads take it back."""
+        wanted = self._settings.real_time
+        if wanted == "off":
+            return
+        if prefer_this_process():
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(initializer=as_others))
+            self._say("  scheduling   real time for the path of an order (REAL_TIME=off: like all others)")
+        elif wanted == "on":
+            raise StartFailed("REAL_TIME=on is not allowed here: run as root, or with CAP_SYS_NICE or `ulimit -r 1`")
 
     async def _start_projections(self) -> ProjectionProcess:
         settings = self._settings
@@ -476,13 +488,3 @@ def _log_terminal(role: str) -> Callable[[TerminalStatus], None]:
         level("terminal", role=role, state=status.state, text=status.text)
 
     return changed
-
-
-def _tell_of_projections(process: ProjectionProcess, alerts: Alerts) -> None:
-    """Alerts of every projection that stops, also of one that has stopped already."""
-
-    def changed(status: dict[str, Any]) -> None:
-        if status.get("status") in ("sink_stopped", "failed"):
-            alerts.sink_stopped(*(str(status.get(name) or "") for name in ("sink", "error", "remedy")))
-
-    process.listen(changed)

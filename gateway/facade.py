@@ -7,6 +7,7 @@ What they do besides is to wait until a projection holds it. Settings come from 
 
 import asyncio
 import json
+import os
 import re
 import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping
@@ -368,25 +369,40 @@ def _is_in_files(folder: Path, event_id: str) -> bool:
 
 
 async def _until_in_kafka(brokers: str, fill: Fill, within_s: float) -> None:
-    from aiokafka import AIOKafkaConsumer, TopicPartition
-    from aiokafka.errors import KafkaError
+    from projections.follower import SinkUnavailable
+    from projections.kafka_client import client_options, translated
+    from projections.settings import kafka_options
 
-    consumer = AIOKafkaConsumer(bootstrap_servers=brokers, isolation_level="read_committed", enable_auto_commit=False)
-    key, wanted = f"order/{fill.order_id}".encode(), ("event_id", fill.event_id.encode())
+    connection = {"bootstrap_servers": brokers, **client_options(kafka_options(os.environ))}
+
+    async def held() -> bool:
+        with translated():
+            return await _is_in_kafka(connection, fill)
+
     try:
-        await consumer.start()
-        partitions = [TopicPartition(TOPIC, one) for one in consumer.partitions_for_topic(TOPIC) or ()]
-        consumer.assign(partitions)
-        for partition, end in (await consumer.end_offsets(partitions)).items():
-            consumer.seek(partition, max(end - 1_000, 0))
-
-        async def held() -> bool:
-            batch = await consumer.getmany(timeout_ms=200)
-            return any(one.key == key and wanted in one.headers for records in batch.values() for one in records)
-
         if not await _eventually(held, within_s):
             raise NotHeld(f"the fill {fill.event_id} is not in Kafka's {TOPIC} after {within_s:g} s")
-    except KafkaError as error:
-        raise NotHeld(f"Kafka does not answer: {type(error).__name__}") from None
-    finally:
-        await consumer.stop()
+    except SinkUnavailable as error:
+        raise NotHeld(str(error)) from None
+
+
+async def _is_in_kafka(connection: Mapping[str, Any], fill: Fill) -> bool:
+    """Whether one of the newest records of its partition is this fill."""
+    from aiokafka import TopicPartition
+
+    from projections.kafka_client import partition_of
+    from projections.kafka_log import consumer
+
+    stream, wanted = f"order/{fill.order_id}", ("event_id", fill.event_id.encode())
+    partition = TopicPartition(TOPIC, partition_of(stream))
+    async with consumer(connection) as reader:
+        if TOPIC not in await reader.topics():
+            return False
+        end = (await reader.end_offsets([partition]))[partition]
+        reader.assign([partition])
+        reader.seek(partition, max(end - 1_000, 0))
+        while await reader.position(partition) < end:
+            for record in (await reader.getmany(partition, timeout_ms=200)).get(partition, ()):
+                if record.key == stream.encode() and wanted in record.headers:
+                    return True
+    return False

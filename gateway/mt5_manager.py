@@ -230,7 +230,8 @@ class MT5Manager:
     ) -> Mapping[str, Any]:
         """Closes a position, or `volume` lots of it, by the running service; its final message about the request.
 
-        `order_id` makes it repeatable: the same one twice closes once. Without it a new one is made, which is allowed
+        `order_id` makes it repeatable: the same one twice closes once, whether or not the position is still open (the
+        request says nothing that only an open position shows). Without it a new one is made, which is allowed
         for all of a position only: a second request finds nothing to close, but would take a part a second time.
         Raises NoAnswer when the service cannot be reached or says nothing in time.
         """
@@ -240,7 +241,7 @@ class MT5Manager:
             order_id = f"close-{ticket}-{uuid.uuid4().hex[:8]}"
         request: dict[str, Any] = {"order_id": order_id, "action": "close", "position_id": ticket}
         for position in self._call("positions_get", ticket=ticket) or ():
-            request |= {"position_id": position.identifier, "symbol": position.symbol}
+            request["position_id"] = position.identifier
         if volume is not None:
             request["volume"] = str(volume)
         return await submit_order(self._settings, orjson.dumps(request), timeout_s)

@@ -82,7 +82,7 @@ class Observation:
             port=settings.service_port,
             requests_per_s=settings.http_requests_per_s,
         )
-        self._traces = Traces.of(settings, version)
+        self._traces: Traces | None = None
         self._tasks: list[asyncio.Task[Any]] = []
         self._last: list[Callable[[], Awaitable[None]]] = []
         self._ledger: Ledger | None = None
@@ -98,7 +98,9 @@ class Observation:
         return self._server.url
 
     async def start(self) -> None:
-        """Listens. Raises StartFailed."""
+        """Listens. Raises StartFailed, TracesUnavailable."""
+        # The exporter's thread inherits how its maker is scheduled: it is not on the path of an order.
+        self._traces = await asyncio.to_thread(Traces.of, self._settings, self._version)
         await self._server.start()
 
     async def follow(self, ledger: Ledger) -> None:

@@ -23,6 +23,7 @@ from gateway.config import Secret, Settings
 from gateway.history import History
 from gateway.holdings import By, positions_of, shown
 from gateway.orders import KEEP_ENDED, Query, collect, page, row_json
+from gateway.processes import as_others
 from gateway.times import Span, iso, with_iso_times
 from ledger.errors import LedgerError
 from ledger.events import order_stream
@@ -173,6 +174,7 @@ def main() -> None:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not stand between the answers
+    as_others()
     if hasattr(os, "nice"):
         with contextlib.suppress(OSError):
             os.nice(NICE)
