@@ -1,6 +1,6 @@
 """Numbers about the running service, counted from what the ledger tells.
 
-Nothing on the way of an order counts: the events that were committed are read from the ledger's tail ten times a
+Nothing on the way of an order counts: the events that were committed are read from the ledger's tail four times a
 second, and before every answer. What is counted are plain integers here; `exposition.py` shows them. Every label comes
 from a set that is bounded: a name that a client chose is either known to the broker, or it is `other`.
 """
@@ -21,8 +21,8 @@ from ledger.order import UNRESOLVED
 from ledger.tail import Tail
 from ledger.trade import ZERO
 
-EVERY_S: Final = 0.1
-AT_ONCE: Final = 256
+EVERY_S: Final = 0.25
+AT_ONCE: Final = 128
 IDLE_S: Final = 5.0
 OTHER: Final = "other"
 MAX_NAMES: Final = 64  # values of one label

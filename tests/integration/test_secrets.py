@@ -176,7 +176,9 @@ def test_the_password_of_the_ledgers_database_is_nowhere_either(tmp_path):
             seen = {"output": service.output.encode(), "arguments": arguments(service.pid)}
             headers = {"Authorization": f"Bearer {MARKS['OPERATOR_TOKENS']}"}
             for path in ("/health", "/api/v1/orders", "/api/v1/verification"):
-                seen[path] = requests.get(service.info["http_url"] + path, headers=headers, timeout=20).content
+                answer = requests.get(service.info["http_url"] + path, headers=headers, timeout=20)
+                assert answer.status_code == 200
+                seen[path] = answer.content
             done = told(service, "verify", "--json")
             assert done.returncode == 0, done.stderr
             seen["verify"] = done.stdout.encode() + done.stderr.encode()
