@@ -96,6 +96,29 @@ def test_what_is_counted_is_what_happened(service):
     assert float(lines["order_ledger_ready"]) == 1
 
 
+def test_hostile_names_make_no_new_series_and_no_broken_line_of_the_log(service):
+    before = get(service, "/metrics").text
+    asyncio.run(hostile_orders(service))
+    after = get(service, "/metrics").text
+    assert series(after) - series(before) <= {'order_ledger_order_outcomes_total{category="refused",outcome="refused"}'}
+    assert "evil" not in after
+    for line in service.log().splitlines():
+        orjson.loads(line)
+
+
+def series(text: str) -> set[str]:
+    return {line.rsplit(" ", 1)[0] for line in text.splitlines() if not line.startswith("#")}
+
+
+async def hostile_orders(service: Service) -> None:
+    async with Listener(service.info["nats_url"]) as listener:
+        for number in range(100):
+            evil = f'evil{number}"}} 1\n# HELP x \u2028\x1b[2J'
+            await listener.send(market_order(f"hostile-{number}", symbol=evil, correlation_id=evil, strategy_id=evil))
+            await listener.send(market_order(evil))
+        await listener.final("hostile-99")
+
+
 def test_the_service_says_how_it_is_and_goes_not_ready_while_the_broker_is_away(service):
     health = get(service, "/health").json()
     assert (health["status"], health["service"], health["trading"]) == ("healthy", "mt5-connector", "open")
