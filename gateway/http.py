@@ -13,7 +13,7 @@ from aiohttp import web
 
 from gateway.embedded import StartFailed
 from gateway.http_api import ROUTES, Api, Refusal, json_response
-from gateway.http_guard import Limit, Role, Tokens, address_key, failure_limit, names_loopback
+from gateway.http_guard import Limit, Role, Tokens, address_key, comes_from_loopback, failure_limit, names_loopback
 from gateway.openapi import PROBLEM, BadParameter, Problem, Route, read_parameters
 
 MAX_BODY: Final = 4096  # nothing here takes one
@@ -162,6 +162,9 @@ class HttpServer:
         if not self._tokens:
             if not names_loopback(request.host):
                 raise Refusal(403, "without tokens this answers to loopback names only")
+            origin = request.headers.get("Origin")
+            if origin is not None and not comes_from_loopback(origin):
+                raise Refusal(403, "without tokens this answers no page of another machine")
             return frozenset(Role)
         header = request.headers.get("Authorization", "")
         if not header:

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -158,3 +159,11 @@ def names_loopback(host_header: str) -> bool:
     if host.startswith("["):
         host = host.partition("]")[0]
     return is_loopback(host)
+
+
+def comes_from_loopback(origin: str) -> bool:
+    """Whether the page that a browser names as the origin of a request is one of this machine."""
+    try:
+        return is_loopback(urlsplit(origin).hostname or "")
+    except ValueError:
+        return False

@@ -219,6 +219,13 @@ async def test_a_web_page_cannot_reach_loopback_by_a_name_of_its_own(tmp_path):
             assert answer.startswith(b"HTTP/1.1 403")
 
 
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://[", "http://127.0.0.1.evil.example"])
+async def test_a_page_of_another_machine_can_ask_for_nothing(tmp_path, origin):
+    async with http_server(tmp_path) as http:
+        assert (await http.ask("/api/v1/verification", method="POST", Origin=origin))[0] == 403
+        assert (await http.ask("/livez", Origin="http://localhost:3000"))[0] == 200
+
+
 @pytest.mark.parametrize(("method", "path"), [("PUT", "/api/v1/orders"), ("DELETE", "/health"), ("OPTIONS", "/livez")])
 async def test_another_method_is_told_which_may_be_used(tmp_path, method, path):
     async with http_server(tmp_path) as http:
