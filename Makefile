@@ -45,6 +45,9 @@ mutate: $(STAMP)
 lock:
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --extra dev \
 	  --python-version 3.11 --output-file requirements.lock pyproject.toml
+	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
+	  --extra embedded --extra mt5linux --extra otel --extra parquet --extra postgres --constraint requirements.lock \
+	  --output-file deploy/requirements.lock pyproject.toml
 
 clean:
 	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .order-ledger mutants

@@ -6,14 +6,14 @@ repeats is told at once and then at intervals, with how often it happened: a sto
 """
 
 import asyncio
-from decimal import Decimal
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import structlog
 
 from gateway.config import Settings
 from gateway.messages import outgoing
+from gateway.slippage import pips_worse
 from gateway.watch import Watch
 from ledger.account_events import AlertRaised, TradingHalted, TradingResumed
 from ledger.errors import LedgerError
@@ -37,7 +37,6 @@ SLOW_BROKER: Final = "slow_broker"
 SLIPPAGE: Final = "slippage"
 SINK_STOPPED: Final = "sink_stopped"
 _ALERTS: Final = (AlertRaised, AnomalyDetected, TradingHalted, WriterTookOver)
-_TENTH: Final = Decimal(10)
 
 
 class _Repeated(msgspec.Struct):
@@ -66,6 +65,11 @@ class Alerts:
         for order in self._ledger.open_orders.values():
             if order.status in (Status.UNKNOWN, Status.SENDING):
                 self._ask_later(order.order_id, order.attempt)
+
+    def projections_changed(self, status: dict[str, Any]) -> None:
+        """What the projections' process says of itself."""
+        if status.get("status") in ("sink_stopped", "failed"):
+            self.sink_stopped(*(str(status.get(name) or "") for name in ("sink", "error", "remedy")))
 
     def sink_stopped(self, sink: str, error: str, remedy: str = "") -> None:
         text = f"{sink}: {error}" + (f" ({remedy})" if remedy else "")
@@ -126,7 +130,7 @@ class Alerts:
     def _filled(self, recorded: Recorded, envelope: Envelope) -> None:
         event = envelope.data
         assert isinstance(event, DealFact)
-        pips = slippage_pips(event)
+        pips = pips_worse(event)
         if pips is None:
             return
         settings, order_id = self._settings, _order(recorded)
@@ -165,20 +169,6 @@ class Alerts:
             f"look at the broker, then `order-ledger resolve {order_id} --as found|absent|abandoned`"
         )
         self._append(AlertRaised(kind=UNRESOLVED, text=text, order_id=order_id, symbol=order.symbol))
-
-
-def slippage_pips(fill: DealFact) -> Decimal | None:
-    """How much worse the deal was than the price asked for, in pips; None where none was asked, or it was no worse.
-    A pip is ten points where prices have a digit beyond it (0.00001, 0.001), else one."""
-    if not fill.requested_price or not fill.point:
-        return None
-    worse = fill.price - fill.requested_price if fill.side == "buy" else fill.requested_price - fill.price
-    if worse <= 0:
-        return None
-    exponent = fill.point.normalize().as_tuple().exponent
-    assert isinstance(exponent, int)
-    pip = fill.point * _TENTH if exponent in (-5, -3) else fill.point
-    return plain(worse / pip)
 
 
 def _order(recorded: Recorded) -> str:

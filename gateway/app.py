@@ -14,25 +14,23 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import orjson
 import structlog
-from filelock import FileLock, Timeout
 from nats.aio.client import Client
 
 from gateway import nats_connection
-from gateway.alerts import Alerts
 from gateway.broker import Account, LoginRefused, TerminalError
 from gateway.bus import OrderBus
 from gateway.config import OFF, Settings, described, safe_url, version_of
 from gateway.connection import Connection
 from gateway.edge import Edge
-from gateway.embedded import NatsServer, ProjectionProcess, StartFailed, kept_port
+from gateway.embedded import NatsServer, ProjectionProcess, StartFailed, kept_port, lock_folder
 from gateway.heads import PUBLIC_FILE, HeadSigner, seal_key
 from gateway.linger import Lingering
+from gateway.observation import Observation
 from gateway.outbox import Outbox
 from gateway.processes import as_others, prefer_this_process, tune_collector
 from gateway.standby import lock_is_free
@@ -40,6 +38,7 @@ from gateway.submit import Submitter
 from gateway.sync import Sync
 from gateway.terminal import TerminalProcess, TerminalStatus
 from gateway.terminal_child import TerminalSettings
+from gateway.traces import TracesUnavailable
 from ledger.account_events import ConfigurationAccepted
 from ledger.errors import SinkAhead
 from ledger.events import account_stream
@@ -79,6 +78,7 @@ class Service:
         self._url = ""
         self._reconnected: Callable[[], None] = lambda: None
         self._trade_changed: Callable[[TerminalStatus], None] = lambda _: None
+        self._observation: Observation | None = None
 
     def ask_to_stop(self) -> None:
         self._stop_asked.set()
@@ -116,14 +116,17 @@ class Service:
         settings = self._settings
         self._say(f"order-ledger {BUILD}, data in {settings.data}")
         self._prefer_orders()
-        lock = _lock_folder(settings.data)
+        lock = lock_folder(settings.data)
         self._later("folder", lambda: asyncio.to_thread(lock.release))
+        observation = await self._start_observation()
         key = await asyncio.to_thread(seal_key, settings.data, settings.seal_key)
         store = await asyncio.to_thread(open_store, settings.ledger_url.reveal())
         if self._standby:
             await lock_is_free(store, self._say)
         projections = await self._start_projections()
+        observation.watch_projections(projections)
         trade, query = self._terminals()
+        observation.watch_terminals(trade, query)
         connection, account, _ = await _together(self._connect_nats(), trade.connect(), query.connect())
         version, digest = version_of(settings)
         ledger = await Ledger.open(
@@ -137,6 +140,8 @@ class Service:
         )
         self._later("ledger", ledger.close)
         self._failures.append(ledger.failure)
+        await observation.follow(ledger)
+        self._later("what is observed", observation.unfollow)
         self._tell_ledger(store, ledger)
         self._say(f"  seal key     {key_id(key.public_key().public_bytes_raw())} ({settings.data / PUBLIC_FILE})")
         self._tell_terminal(account)
@@ -163,13 +168,14 @@ class Service:
         )
         self._trade_changed = link.terminal_changed
         link.start()
+        observation.watch_connection(link)
         self._later("connection to the broker", link.stop)
         submitter = Submitter(ledger, trade, query, settings, utc_now, link)
         ledger.tail.on_commit(projections.wake)
         edge = Edge(settings, ledger, store, query, submitter, account, connection, utc_now, BUILD)
         self._later("limits and alerts", edge.stop)
         self._failures.extend(await edge.start())
-        _tell_of_projections(projections, edge.alerts)
+        projections.listen(edge.alerts.projections_changed)
         sync = Sync(ledger, store, query, settings, utc_now, link, submitter)
         await sync.start()
         self._later("the account followed", sync.stop)
@@ -190,7 +196,20 @@ class Service:
         await bus.start()
         self._failures.append(bus.failure)
         await edge.listen()
+        observation.watch_queue("orders", lambda: submitter.backlog)
         self._write_run_file(ledger, account, found)
+        observation.taking_orders()
+
+    async def _start_observation(self) -> Observation:
+        """Before all that takes time, so that whoever asks is told what the start waits for."""
+        self._observation = Observation(self._settings, BUILD, utc_now)
+        self._later("HTTP", self._observation.stop)
+        try:
+            await self._observation.start()
+        except TracesUnavailable as problem:
+            raise StartFailed(str(problem)) from None
+        self._say(f"  http         {self._observation.url}")
+        return self._observation
 
     def _prefer_orders(self) -> None:
         """Before any process or thread is started: each inherits it, and the projections and threads take it back."""
@@ -288,6 +307,8 @@ class Service:
         async def reconnected() -> None:
             log.info("connected to NATS again", url=self._url)
             self._reconnected()
+            if self._observation is not None:
+                self._observation.bus_reconnected()
 
         name = f"order-ledger {settings.instance_id}"
         try:
@@ -299,6 +320,8 @@ class Service:
         if settings.nats_url is not None:
             await nats_connection.warn_of_early_acks(settings)
         self._later("connection to NATS", connection.close)
+        if self._observation is not None:
+            self._observation.watch_bus(connection)
         self._say(f"  message bus  {self._url} ({what})")
         return connection
 
@@ -326,6 +349,8 @@ class Service:
                 await asyncio.wait_for(task, STOP_NEWS_S)
             await outbox.close()
 
+        if self._observation is not None:
+            self._observation.watch_news(lambda: follower.progress)
         self._later("news out", stop)
         self._failures.append(task)
 
@@ -373,6 +398,7 @@ class Service:
             "version": BUILD,
             "started_at": utc_now().isoformat(),
             "nats_url": self._url,
+            "http_url": self._observation.url if self._observation is not None else None,
             "ledger_url": ledger_url if sqlite_path(ledger_url) else safe_url(ledger_url),
             "clickhouse_http": projections.get("clickhouse_http"),
             "clickhouse_database": settings.clickhouse_database,
@@ -407,6 +433,8 @@ class Service:
     async def _stop(self) -> None:
         """Undoes the start in reverse. A part that does not end in its time is left: it ends with this process."""
         self._stop_asked.set()
+        if self._observation is not None:
+            self._observation.taking_orders(False)
         deadline = time.monotonic() + STOP_S
         while self._undo:
             what, undo = self._undo.pop()
@@ -462,39 +490,9 @@ async def _together(
     return found[0], found[1], found[2]  # type: ignore[return-value]  # the exceptions are gone
 
 
-def _lock_folder(folder: Path) -> FileLock:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StartFailed(f"cannot create the data folder {folder}: {error.strerror}") from None
-    lock = FileLock(folder / "serve.lock", thread_local=False)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        pid = ""
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            pid = f" (process {orjson.loads((folder / 'run.json').read_bytes())['pid']})"
-        raise StartFailed(
-            f"another order-ledger serves {folder}{pid}: stop it, or name another folder by --data"
-        ) from None
-    except OSError as error:
-        raise StartFailed(f"cannot write to the data folder {folder}: {error.strerror}") from None
-    return lock
-
-
 def _log_terminal(role: str) -> Callable[[TerminalStatus], None]:
     def changed(status: TerminalStatus) -> None:
         level = log.warning if status.state in ("down", "refused") else log.info
         level("terminal", role=role, state=status.state, text=status.text)
 
     return changed
-
-
-def _tell_of_projections(process: ProjectionProcess, alerts: Alerts) -> None:
-    """Alerts of every projection that stops, also of one that has stopped already."""
-
-    def changed(status: dict[str, Any]) -> None:
-        if status.get("status") in ("sink_stopped", "failed"):
-            alerts.sink_stopped(*(str(status.get(name) or "") for name in ("sink", "error", "remedy")))
-
-    process.listen(changed)

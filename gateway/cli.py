@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import click
-import orjson
-import structlog
 
 from gateway import cli_control, cli_ledger, cli_projections, cli_proof
 from gateway.cli_backup import backup, restore_command
@@ -40,6 +38,7 @@ def cli() -> None:
 @click.option(
     "--clickhouse-port", metavar="PORT", help="Preferred port of the read-only ClickHouse endpoint (0 = any)."
 )
+@click.option("--service-port", metavar="PORT", help="Port of the HTTP interface (SERVICE_PORT; 0 = any free).")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="LOG_LEVEL.")
 @click.option(
     "--take-over",
@@ -55,6 +54,7 @@ def serve(
     data: str | None,
     nats_port: str | None,
     clickhouse_port: str | None,
+    service_port: str | None,
     log_level: str | None,
     take_over: bool,
     standby: bool,
@@ -64,13 +64,16 @@ def serve(
         "data": data,
         "NATS_PORT": nats_port,
         "CLICKHOUSE_HTTP_PORT": clickhouse_port,
+        "SERVICE_PORT": service_port,
         "LOG_LEVEL": log_level,
     }
     if take_over and standby:
         raise Failure("--standby waits for the other gateway, --take-over displaces it: name one of them")
     settings = settings_of(flags)
-    _set_up_logging(settings.log_level)
     from gateway.app import serve as run
+    from gateway.logs import set_up_logging
+
+    set_up_logging(settings.log_level)
 
     def say(line: str) -> None:
         click.echo(line)
@@ -249,26 +252,6 @@ def main() -> None:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-
-
-def _set_up_logging(level: str) -> None:
-    """Readable lines on a terminal, JSON lines elsewhere; both on stderr."""
-    renderer: Any = (
-        structlog.dev.ConsoleRenderer()
-        if sys.stderr.isatty()
-        else structlog.processors.JSONRenderer(serializer=lambda value, **_: orjson.dumps(value, default=str).decode())
-    )
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
 if __name__ == "__main__":

@@ -235,10 +235,9 @@ def positions(as_of: str | None, by: str, everything: bool, data: str | None, as
         moment = parse_as_of(as_of) if as_of is not None else datetime.max.replace(tzinfo=UTC)
         found = [one for one in _positions(settings, moment, by, shown=not as_json) if one.is_open or everything]
     if as_json:
-        import msgspec
+        from gateway.holdings import shown
 
-        hidden = ("base", "tail", "void")
-        rows = [{k: v for k, v in msgspec.structs.asdict(one).items() if k not in hidden} for one in found]
+        rows = [shown(one) for one in found]
         print_json([{k: iso(v) if isinstance(v, datetime) else _text(v) for k, v in row.items()} for row in rows])
     else:
         _print_positions(found)
@@ -251,31 +250,14 @@ def _text(value: Any) -> Any:
 
 
 def _positions(settings: Settings, moment: datetime, by: str, *, shown: bool) -> "list[Position]":
-    """Folded from the whole ledger, in memory: what is open then, and what was closed before."""
+    from gateway.holdings import positions_of
     from gateway.show import open_ledger, progress_bar
-    from ledger.book import Book, positions_at_broker
-    from ledger.events import decode
-    from ledger.store import PAGE
 
     store = open_ledger(settings)
     try:
         head = store.head()
-        total = head.seq if head else 0
-        with progress_bar("reading", total, shown=shown) as advance:
-            pairs = ((one, decode(one)) for one in advance(store.scan()) if one.seq <= total)
-            if by == "broker":
-                found = positions_at_broker(pairs, moment)
-                return sorted(found.values(), key=lambda one: one.position_id)
-            book = Book(orders_kept=total + 1, positions_kept=total + 1)
-            page = []
-            for one in pairs:
-                if one[1].recorded_at <= moment:
-                    page.append(one)
-                if len(page) >= PAGE:
-                    book.take(page)
-                    page = []
-            book.take(page)
-            return sorted((one for one in book.positions if not one.void), key=lambda one: one.position_id)
+        with progress_bar("reading", head.seq if head else 0, shown=shown) as advance:
+            return positions_of(store, moment, by, advance)  # type: ignore[arg-type]  # click reads it as one of these
     finally:
         store.close()
 

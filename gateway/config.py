@@ -15,6 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
+from gateway.http_guard import is_loopback, parse_tokens
 from gateway.simulated.faults import BadFaults, parse
 from gateway.validate import Limits
 from ledger.plan import Policy
@@ -122,6 +123,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     connection_check_s: float = 1.0
     poll_interval_s: float = 1.0
     deal_overlap_s: float = 5.0
+
+    service_host: str = "127.0.0.1"
+    service_port: int = 8014
+    auditor_tokens: Secret = Secret("")
+    operator_tokens: Secret = Secret("")
+    http_requests_per_s: float = 50.0
+    verify_every_s: float = 0.0
+
+    log_all_communications: bool = False
+    otlp_url: Secret | None = None
 
     @property
     def settle_s(self) -> float:
@@ -308,6 +319,14 @@ VARIABLES: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "CONNECTION_CHECK_S": ("connection_check_s", _number(float, 0.05, 60)),
     "POLL_INTERVAL_S": ("poll_interval_s", _number(float, 0.05, 3_600)),
     "DEAL_OVERLAP_S": ("deal_overlap_s", _number(float, 1, 86_400)),
+    "SERVICE_HOST": ("service_host", str),
+    "SERVICE_PORT": ("service_port", _port),
+    "AUDITOR_TOKENS": ("auditor_tokens", Secret),
+    "OPERATOR_TOKENS": ("operator_tokens", Secret),
+    "HTTP_REQUESTS_PER_S": ("http_requests_per_s", _number(float, 0.1, 100_000)),
+    "VERIFY_EVERY_S": ("verify_every_s", _number(float, 0, 30 * 86_400)),
+    "LOG_ALL_COMMUNICATIONS": ("log_all_communications", _switch),
+    "OTEL_EXPORTER_OTLP_ENDPOINT": ("otlp_url", Secret),
 }
 
 
@@ -367,6 +386,9 @@ def _objections(settings: Settings) -> list[str]:
         problems.append(
             "CLICKHOUSE_URL must be http://[user:password@]host[:port], https://… or off (encode / @ : in it)"
         )
+    problems.extend(_objections_to_http(settings))
+    if settings.otlp_url and not _is_readable(settings.otlp_url.reveal(), ("http", "https")):
+        problems.append("OTEL_EXPORTER_OTLP_ENDPOINT must be http://host:4318 or https://…")
     if settings.terminal != "simulated":
         if not settings.mt5_login:
             problems.append(f"MT5_LOGIN is needed with TERMINAL={settings.terminal}")
@@ -384,6 +406,22 @@ def _objections(settings: Settings) -> list[str]:
             "SEAL_KEY holds the key that signs the ledger": settings.seal_key is None,
         }
         problems.extend(f"MODE=production takes no stand-in: {what}" for what, missing in named.items() if missing)
+    return problems
+
+
+def _objections_to_http(settings: Settings) -> list[str]:
+    problems = []
+    tokens = {"AUDITOR_TOKENS": settings.auditor_tokens, "OPERATOR_TOKENS": settings.operator_tokens}
+    for name, value in tokens.items():
+        try:
+            parse_tokens(value.reveal())
+        except ValueError as error:
+            problems.append(f"{name} {error}")
+    if not is_loopback(settings.service_host) and not any(tokens.values()):
+        problems.append(
+            f"SERVICE_HOST={settings.service_host[:80]!r} is reached from other machines: "
+            "set OPERATOR_TOKENS or AUDITOR_TOKENS, or keep to 127.0.0.1"
+        )
     return problems
 
 

@@ -128,7 +128,7 @@ class _Service:
         self._process: subprocess.Popen[str] | None = None
         kept = {"PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT", "VIRTUAL_ENV", "PYTHONPATH"}
         self.environment = {name: text for name, text in os.environ.items() if name in kept}
-        self.environment |= {"NATS_PORT": "0", "CLICKHOUSE_HTTP_PORT": "0", "LOG_LEVEL": "warning"}
+        self.environment |= {"NATS_PORT": "0", "CLICKHOUSE_HTTP_PORT": "0", "SERVICE_PORT": "0", "LOG_LEVEL": "warning"}
 
     def start(self, out: Console) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

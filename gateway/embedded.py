@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import orjson
 import structlog
+from filelock import FileLock, Timeout
 
 from gateway.processes import child_environment
 
@@ -141,6 +143,7 @@ class ProjectionProcess:
         self._reader: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._woken = self._stopping = False
+        self.sinks: dict[str, dict[str, Any]] = {}  # where each stood when it last told
         self._statuses: list[dict[str, Any]] = []  # until somebody listens
         self._on_status: Callable[[dict[str, Any]], None] = self._statuses.append
 
@@ -184,6 +187,10 @@ class ProjectionProcess:
             pause_s = min(2 * pause_s, RESTART_MOST_S)
             await self._spawn()
 
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
     async def ready(self, timeout_s: float) -> dict[str, Any]:
         """What it says when it follows the ledger. Raises TimeoutError, StartFailed."""
         return await asyncio.wait_for(asyncio.shield(self._ready), timeout_s)
@@ -223,12 +230,34 @@ class ProjectionProcess:
                 self._ready.set_exception(
                     StartFailed(f"projections: {status.get('error')}. {status.get('remedy', '')}")
                 )
+            self.sinks |= {one["sink"]: one for one in status.get("sinks", ())}
             self._on_status(status)
         if not self._ready.done():
             self._stopping = True
             self._ready.set_exception(StartFailed(f"the projections ended at their start: see {self._log_file}"))
         if not self._ready.cancelled():
             self._ready.exception()
+
+
+def lock_folder(folder: Path) -> FileLock:
+    """The lock of a data folder, which one service holds. Raises StartFailed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartFailed(f"cannot create the data folder {folder}: {error.strerror}") from None
+    lock = FileLock(folder / "serve.lock", thread_local=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        pid = ""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            pid = f" (process {orjson.loads((folder / 'run.json').read_bytes())['pid']})"
+        raise StartFailed(
+            f"another order-ledger serves {folder}{pid}: stop it, or name another folder by --data"
+        ) from None
+    except OSError as error:
+        raise StartFailed(f"cannot write to the data folder {folder}: {error.strerror}") from None
+    return lock
 
 
 async def end(process: asyncio.subprocess.Process, patience_s: float) -> None:

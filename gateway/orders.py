@@ -22,6 +22,7 @@ from ledger.store import EventStore, last_seal
 # Ended orders whose state stays in memory: duplicates and late facts mostly come soon after the end.
 KEEP_ENDED: Final = 5_000
 TABLE_ROWS: Final = 100
+PAGE_EVENTS: Final = 2_000
 
 
 class OrderRow(msgspec.Struct, frozen=True, gc=False):
@@ -82,13 +83,14 @@ def list_orders(
     """The orders asked for, oldest first, and how many there were before the limit. Raises LedgerError."""
     store = open_ledger(settings)
     try:
-        found = sorted(_collect(store, query, keep_ended, progress=progress), key=lambda row: row.seq)
+        found = sorted(collect(store, query, keep_ended, progress=progress), key=lambda row: row.seq)
     finally:
         store.close()
     return (found[-query.limit :] if query.limit else found), len(found)
 
 
-def _collect(store: EventStore, query: Query, keep_ended: int, *, progress: bool) -> Iterator[OrderRow]:
+def collect(store: EventStore, query: Query, keep_ended: int, *, progress: bool) -> Iterator[OrderRow]:
+    """The orders asked for, in no order. Raises LedgerError."""
     sealed = last_seal(store)
     if sealed is None:
         return
@@ -112,6 +114,30 @@ def _open_at(store: EventStore, checkpoint: int) -> tuple[str, ...]:
     if not isinstance(data, Checkpointed):
         raise LedgerDamaged(f"the checkpoint {checkpoint} is missing: run `order-ledger verify`", checkpoint)
     return data.open_orders
+
+
+def page(store: EventStore, query: Query, before: int, scan: int) -> tuple[list[OrderRow], int]:
+    """The newest orders asked for whose first event stands before event `before`, at most `query.limit`, and where
+    the next page goes on: 0 when there is none. Looks at about `scan` events, so a page may hold fewer than there
+    are, or none. Raises LedgerError."""
+    found: list[OrderRow] = []
+    last, looked = before - 1, 0
+    while last > 0 and looked < scan:
+        window = min(PAGE_EVENTS, last)
+        records = store.read(last - window, window)
+        looked += window
+        begun = [one for one in records if one.version == 1 and one.stream.startswith("order/")]
+        streams = store.streams([one.stream for one in begun])
+        for first in reversed(begun):
+            fold = OrderFold(first.stream.removeprefix("order/"))
+            for one in streams[first.stream]:
+                fold.take(one)
+            if query.wants(fold):
+                found.append(_row(fold))
+                if len(found) == query.limit:
+                    return found, first.seq if first.seq > 1 else 0
+        last -= window
+    return found, last + 1 if last > 0 else 0
 
 
 class _Orders:

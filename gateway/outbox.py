@@ -39,6 +39,7 @@ CLOSE_S: Final = 0.5
 CURSOR_EVERY_S: Final = 1.0
 WINDOW: Final = 500
 STRANGERS: Final = 200
+TRACED: Final = 20_000  # orders whose traceparent is kept
 KEEP_NEWS_S: Final = 7 * 86_400
 _OVERLAPS: Final = 10065  # JetStream's code: subjects overlap with an existing stream
 _CURSOR: Final = "outbox"
@@ -176,6 +177,7 @@ class Outbox:
         self._kv: KeyValue | None = None
         self._on_failure = on_failure
         self._sequence = 0  # of the last message in the stream, those on their way included
+        self._traced: dict[str, str] = {}  # by stream: the traceparent of the order's request
         self._last_id = ""  # of the last message published since the position was found
         self._published = 0  # seq of the newest event that the stream was found to hold
         self._waiting: deque[tuple[asyncio.Future[int] | Position, float]] = deque()
@@ -345,8 +347,9 @@ class Outbox:
                 # The sequence alone would let this one pass in the place of a stranger after its predecessor failed.
                 headers["Nats-Expected-Last-Msg-Id"] = self._last_id
             self._last_id = envelope.event_id
-            if envelope.source is not None and envelope.source.traceparent:
-                headers["traceparent"] = envelope.source.traceparent
+            traceparent = self._traceparent(recorded, envelope)
+            if traceparent:
+                headers["traceparent"] = traceparent
             self._sequence += 1
             future = await self._publisher.publish(self._layout.place(made.subject), encode(made.message), headers)
             future.add_done_callback(self._told)
@@ -387,6 +390,18 @@ class Outbox:
         if self._kv is not None and self._settled.seq:
             await self._kv.put(_CURSOR, msgspec.json.encode(self._settled))
             self._cursor_at = time.monotonic()
+
+    def _traceparent(self, recorded: Recorded, envelope: Envelope) -> str:
+        """Of the message that caused the event; for what follows from an order's request, of that message. It is not
+        stored with each event, so after a restart the news of orders that were open name none."""
+        given = envelope.source.traceparent if envelope.source is not None else ""
+        if not given:
+            return self._traced.get(recorded.stream, "")
+        if recorded.version == 1:
+            self._traced[recorded.stream] = given
+            if len(self._traced) > TRACED:
+                del self._traced[next(iter(self._traced))]
+        return given
 
     async def _message(self, recorded: Recorded, envelope: Envelope) -> Outgoing | None:
         event = envelope.data

@@ -11,7 +11,7 @@ REAL_TIME: Final = (
     1  # the lowest of the real-time priorities: above every ordinary process, below all that is real time
 )
 
-_SECRET: Final = re.compile(r"PASSWORD|SECRET|TOKEN|CREDENTIAL|KEY$|_URL$|SERVERS$|BROKERS$", re.IGNORECASE)
+_SECRET: Final = re.compile(r"PASSWORD|SECRET|TOKEN|CREDENTIAL|HEADERS|KEY$|_URL$|SERVERS$|BROKERS$", re.IGNORECASE)
 
 
 def child_environment() -> dict[str, str]:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Final
@@ -17,6 +18,7 @@ INLINE_MOST: Final = 16
 PAUSE_FIRST_S: Final = 0.01
 PAUSE_MOST_S: Final = 0.5
 JOIN_S: Final = 1.0
+TIMES_KEPT: Final = 4_096
 
 
 class Committer:
@@ -26,6 +28,7 @@ class Committer:
     def __init__(self, store: EventStore, patience_s: float) -> None:
         self._store = store
         self._patience_s = patience_s
+        self.took_s: deque[float] = deque(maxlen=TIMES_KEPT)  # of the latest commits; whoever looks may empty it
         self._loop = asyncio.get_running_loop()
         # One thread and a queue: a pool would cost more than the hop itself.
         self._queue: SimpleQueue[tuple[Callable[[], None], asyncio.Future[None]] | None] = SimpleQueue()
@@ -93,8 +96,10 @@ class Committer:
                 pause_s = min(2 * pause_s, PAUSE_MOST_S)
 
     def _store_once(self, records: list[Recorded]) -> None:
+        began = time.perf_counter()
         try:
             self._store.insert(records)
+            self.took_s.append(time.perf_counter() - began)
         except VersionTaken:
             if not self._store.is_stored(records[-1]):
                 raise LedgerFenced(

@@ -44,6 +44,11 @@ class Tail:
         """Calls `listener` after every commit, in the writer's loop: it must return at once."""
         self._listeners.append(listener)
 
+    @property
+    def newest(self) -> int:
+        """The seq of the last event."""
+        return self._head
+
     async def head(self) -> int:
         return self._head
 

@@ -179,6 +179,16 @@ class Ledger:
         return ledger
 
     @property
+    def waiting(self) -> int:
+        """Appends that wait for their commit."""
+        return len(self._queue)
+
+    def commit_times(self) -> list[float]:
+        """Seconds of the latest commits since the last call."""
+        times = self._committer.took_s
+        return [times.popleft() for _ in range(len(times))]
+
+    @property
     def open_orders(self) -> dict[str, Order]:
         """The orders that have not ended, by order id: a view, not to be changed."""
         return self._open

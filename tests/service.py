@@ -24,7 +24,11 @@ KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV")
 
 def environment(**settings: str) -> dict[str, str]:
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
-    return kept | {"NATS_PORT": "0", "CLICKHOUSE_HTTP_PORT": "0", "PYTHONWARNINGS": "error"} | settings
+    return (
+        kept
+        | {"NATS_PORT": "0", "CLICKHOUSE_HTTP_PORT": "0", "SERVICE_PORT": "0", "PYTHONWARNINGS": "error"}
+        | settings
+    )
 
 
 def run_cli(*arguments: str, stdin: str = "", timeout_s: float = 60, **settings: str) -> subprocess.CompletedProcess:

@@ -6,8 +6,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway import alerts as module
-from gateway.alerts import Alerts, slippage_pips
+from gateway.alerts import Alerts
 from gateway.halts import OPERATOR
+from gateway.slippage import pips_worse
 from gateway.watch import Watch
 from ledger.account_events import AlertRaised
 from ledger.order_events import OrderFilled
@@ -54,15 +55,16 @@ def fill(side: str, asked: str | None, price: str, point: str) -> OrderFilled:
     [
         ("buy", "1.08000", "1.08051", "0.00001", "5.1"),
         ("sell", "1.08000", "1.07949", "0.00001", "5.1"),
-        ("buy", "1.08000", "1.07900", "0.00001", None),  # better than asked for
+        ("buy", "1.08000", "1.07900", "0.00001", "-10"),  # better than asked for
         ("buy", "150.000", "150.031", "0.001", "3.1"),
         ("buy", "1.0800", "1.0806", "0.0001", "6"),
         ("buy", "2650.00", "2650.04", "0.01", "4"),
+        ("buy", "1.2", "1.2", "0.00001", "0"),
         ("buy", None, "1.2", "0.00001", None),
     ],
 )
 def test_slippage_counts_in_pips_against_us(side, asked, price, point, pips):
-    assert slippage_pips(fill(side, asked, price, point)) == (D(pips) if pips else None)
+    assert pips_worse(fill(side, asked, price, point)) == (D(pips) if pips else None)
 
 
 @pytest.mark.parametrize(

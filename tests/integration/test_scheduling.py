@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import requests
+
 from tests.service import environment, serving
 
 ALLOWED = """
@@ -32,7 +34,7 @@ def policies(service) -> dict[str, int]:
         except OSError:
             continue
         ours = parent == service.pid or any(word.startswith(folder) for word in words)
-        for name in ("projections.process", "gateway.terminal_child", "gateway.simulated.broker"):
+        for name in ("projections.process", "gateway.reader", "gateway.terminal_child", "gateway.simulated.broker"):
             if ours and name in words:
                 found[name] = os.sched_getscheduler(int(one.name))
     return found
@@ -42,8 +44,9 @@ def test_the_path_of_an_order_is_preferred_and_the_projections_are_not(tmp_path)
     allowed = subprocess.run([sys.executable, "-c", ALLOWED], capture_output=True, text=True, check=True).stdout
     expected = os.SCHED_RR if allowed.strip() == "yes" else os.SCHED_OTHER
     with serving(tmp_path / "d", CLICKHOUSE_URL="off") as service:
+        requests.get(service.info["http_url"] + "/api/v1/orders", timeout=20)
         found = policies(service)
-    assert found.pop("projections.process") == os.SCHED_OTHER
+    assert found.pop("projections.process") == found.pop("gateway.reader") == os.SCHED_OTHER
     assert found == dict.fromkeys(("gateway", "gateway.terminal_child", "gateway.simulated.broker"), expected)
 
 

@@ -1,0 +1,264 @@
+"""What people and machines see of the running service: HTTP, metrics, the log of communications, traces.
+
+Listens before anything else is started, so that `/livez` answers and `/readyz` says what is waited for; is told of each
+part when it is there.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from functools import partial
+from typing import Any, Final, Protocol
+
+from gateway.communications import CommunicationLog
+from gateway.config import OFF, Settings
+from gateway.connection import Connection
+from gateway.embedded import ProjectionProcess
+from gateway.exposition import Exposition, Readings, SinkReading
+from gateway.health import HealthBook, Part, Standing, State
+from gateway.http import HttpServer
+from gateway.http_api import Api
+from gateway.http_guard import Tokens
+from gateway.metrics import Metrics
+from gateway.reader import ReaderSettings
+from gateway.reading import Reader
+from gateway.terminal import TerminalProcess
+from gateway.traces import Traces
+from gateway.verification import Verification
+from ledger.account import HALT_SOURCES
+from ledger.writer import Ledger
+
+_TERMINAL: Final[dict[str, State]] = {"connected": "up", "connecting": "starting", "closed": "starting"}
+
+
+class SinkProgress(Protocol):
+    """`projections.follower.Progress`."""
+
+    @property
+    def state(self) -> str: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def lag(self) -> int: ...
+    @property
+    def retries(self) -> int: ...
+    @property
+    def error(self) -> str: ...
+
+
+class Bus(Protocol):
+    """The connection to NATS."""
+
+    @property
+    def is_connected(self) -> bool: ...
+
+
+class Observation:
+    def __init__(self, settings: Settings, version: str, clock: Callable[[], datetime]) -> None:
+        self._settings, self._version = settings, version
+        began = time.monotonic()
+        self.health = HealthBook(version, settings.instance_id, clock, lambda: time.monotonic() - began)
+        for name in ("ledger", "nats", "broker"):
+            self.health.expect(name, needed=True)
+        for name in ("queries", "news", "clickhouse", "kafka" if settings.kafka_brokers else "audit"):
+            self.health.expect(name, needed=False)
+        read = ReaderSettings(
+            ledger_url=settings.ledger_url.reveal(),
+            data=str(settings.data),
+            witnessed=settings.kafka_brokers is None,
+        )
+        log_file = settings.data / "log" / "reader.log"
+        self._reader = Reader(read, log_file)
+        self._verification = Verification(Reader(read, log_file, answer_s=None), clock)
+        api = Api(version, self.health.look, self._metrics_text, self._reader.ask, self._verification)
+        tokens = Tokens(settings.auditor_tokens.reveal(), settings.operator_tokens.reveal())
+        self._server = HttpServer(
+            api,
+            tokens,
+            clock,
+            host=settings.service_host,
+            port=settings.service_port,
+            requests_per_s=settings.http_requests_per_s,
+        )
+        self._traces: Traces | None = None
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._last: list[Callable[[], Awaitable[None]]] = []
+        self._ledger: Ledger | None = None
+        self._metrics: Metrics | None = None
+        self._exposition: Exposition | None = None
+        self._queues: dict[str, Callable[[], int]] = {}
+        self._news: Callable[[], SinkProgress] | None = None
+        self._projections: ProjectionProcess | None = None
+        self._reconnects = {"nats": 0}
+
+    @property
+    def url(self) -> str:
+        return self._server.url
+
+    async def start(self) -> None:
+        """Listens. Raises StartFailed, TracesUnavailable."""
+        # The exporter's thread inherits how its maker is scheduled: it is not on the path of an order.
+        self._traces = await asyncio.to_thread(Traces.of, self._settings, self._version)
+        await self._server.start()
+
+    async def follow(self, ledger: Ledger) -> None:
+        """Counts, logs and traces what the ledger commits from now on, until `unfollow`."""
+        self._ledger = ledger
+        head = await ledger.tail.head()
+        self._metrics = Metrics(ledger.tail, head, ledger.commit_times)
+        self._exposition = Exposition(self._version, self._metrics, self._read)
+        self._queues["commits"] = lambda: ledger.waiting
+        self.health.watch("ledger", lambda: _ledger_part(ledger))
+        self.health.standing = lambda: _standing(ledger)
+        self._run(self._metrics.run(), "metrics")
+        if self._settings.log_all_communications:
+            communications = CommunicationLog(ledger.tail, head)
+            self._run(communications.run(), "log of communications")
+            self._last.append(communications.catch_up)
+        if self._traces is not None:
+            self._run(self._traces.follow(ledger.tail, head), "traces")
+            self._last.append(partial(self._traces.catch_up, ledger.tail))
+        if self._settings.verify_every_s:
+            self._run(self._verification.every(self._settings.verify_every_s), "verification")
+
+    async def unfollow(self) -> None:
+        """To be called before the ledger is closed. What was committed until then is logged and traced."""
+        self.health.taking_orders = False
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        self._metrics = None
+        for catch_up in self._last:
+            await catch_up()
+        self._last.clear()
+
+    def watch_terminals(self, trade: TerminalProcess, query: TerminalProcess) -> None:
+        self.health.watch("broker", lambda: _terminal_part(trade, needed=True))
+        self.health.watch("queries", lambda: _terminal_part(query, needed=False))
+
+    def watch_connection(self, link: Connection) -> None:
+        """Of the trading terminal to its broker: one that runs may still be cut off."""
+
+        def ask() -> Part:
+            return Part(state="up" if link.up else "down", needed=True, detail=link.reason)
+
+        self.health.watch("broker", ask)
+
+    def watch_bus(self, bus: Bus) -> None:
+        self.health.watch("nats", lambda: Part(state="up" if bus.is_connected else "down", needed=True))
+
+    def bus_reconnected(self) -> None:
+        self._reconnects["nats"] += 1
+
+    def watch_news(self, progress: Callable[[], SinkProgress]) -> None:
+        self._news = progress
+        self.health.watch("news", lambda: _sink_part(progress().state, progress().error))
+
+    def watch_queue(self, name: str, depth: Callable[[], int]) -> None:
+        self._queues[name] = depth
+
+    def watch_projections(self, process: ProjectionProcess) -> None:
+        self._projections = process
+        settings = self._settings
+        log = "kafka" if settings.kafka_brokers else "audit"
+        for name, setting in (
+            ("clickhouse", settings.clickhouse_url.reveal() if settings.clickhouse_url else ""),
+            (log, settings.kafka_brokers or ""),
+        ):
+            self.health.watch(name, partial(self._projection_part, name, setting == OFF))
+
+    def taking_orders(self, taking: bool = True) -> None:
+        self.health.taking_orders = taking
+
+    async def stop(self) -> None:
+        await self._server.close()
+        await asyncio.gather(self._reader.close(), self._verification.close())
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.close)
+
+    # --- inside -------------------------------------------------------------------------------------------------
+
+    def _run(self, work: Awaitable[None], name: str) -> None:
+        self._tasks.append(asyncio.ensure_future(work))
+        self._tasks[-1].set_name(name)
+
+    async def _metrics_text(self) -> bytes | None:
+        if self._metrics is None or self._exposition is None:
+            return None
+        await self._metrics.catch_up()
+        return self._exposition.text()
+
+    def _read(self) -> Readings:
+        ledger, metrics = self._ledger, self._metrics
+        assert ledger is not None
+        assert metrics is not None
+        halted = {halt.source for halt in ledger.account.halts}
+        return Readings(
+            open_orders=Counter(order.status.value for order in ledger.open_orders.values()),
+            halts={source: source in halted for source in HALT_SOURCES},
+            queues={name: depth() for name, depth in self._queues.items()},
+            sinks=self._sinks(),
+            parts=self.health.parts(),
+            reconnects=self._reconnects | {"broker": metrics.broker_reconnects},
+            head_seq=ledger.tail.newest,
+            epoch=ledger.epoch,
+            ready=self.health.look().ready,
+            verified_seq=self._verification.sound_to,
+            verified_at_s=self._verification.sound_at_s,
+            verified_sound=self._verification.state != "not_sound",
+        )
+
+    def _sinks(self) -> dict[str, SinkReading]:
+        found = {}
+        if self._projections is not None:
+            for name, one in self._projections.sinks.items():
+                found[name] = SinkReading(
+                    state=one["state"],
+                    position=one.get("position", 0),
+                    lag=one.get("lag", 0),
+                    retries=one.get("retries", 0),
+                )
+        if self._news is not None:
+            now = self._news()
+            found["nats"] = SinkReading(state=now.state, position=now.position, lag=now.lag, retries=now.retries)
+        return found
+
+    def _projection_part(self, name: str, off: bool) -> Part:
+        if off:
+            return Part(state="off", needed=False)
+        process = self._projections
+        if process is None or not process.is_running:
+            return Part(state="down", needed=False, detail="the projections' process is not running")
+        sink = process.sinks.get(name)
+        if sink is None:
+            return Part(state="starting", needed=False)
+        return _sink_part(sink["state"], sink.get("error", ""))
+
+
+def _sink_part(state: str, error: str) -> Part:
+    if state == "following":
+        return Part(state="up", needed=False)
+    return Part(state="starting" if state == "starting" else "down", needed=False, detail=error)
+
+
+def _ledger_part(ledger: Ledger) -> Part:
+    if ledger.failure.done():
+        return Part(state="down", needed=True, detail=str(ledger.failure.result()))
+    return Part(state="up", needed=True)
+
+
+def _terminal_part(terminal: TerminalProcess, *, needed: bool) -> Part:
+    status = terminal.status
+    return Part(state=_TERMINAL.get(status.state, "down"), needed=needed, detail=status.text)
+
+
+def _standing(ledger: Ledger) -> Standing:
+    return Standing(
+        account=ledger.login,
+        ledger_id=ledger.ledger_id,
+        head_seq=ledger.tail.newest,
+        halts=[halt.source for halt in ledger.account.halts],
+    )
