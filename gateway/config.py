@@ -1,22 +1,27 @@
-"""Settings: flags over environment over safe defaults, validated as one frozen value.
+"""Settings: flags over environment over Central Hub over TOML file over safe defaults, as one frozen value.
 
-Every problem is reported at once, with the name of the variable. Secrets come from the environment only and are
-kept in `Secret`, which prints as dots wherever it is formatted.
+Every problem is reported at once, with the name of the variable or its path in the document. Secrets come from the
+environment only and are kept in `Secret`, which prints as dots wherever it is formatted.
 """
 
 import hashlib
 import os
+import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, get_args, get_type_hints
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
+from gateway.documents import Place, places, read_document
+from gateway.settings_table import ABOUT
 from gateway.simulated.faults import BadFaults, parse
 from ledger.plan import Policy
 
 DEFAULT_DATA: Final = "./.order-ledger"
+CONFIG_FILE: Final = "config.toml"
+SERVICE: Final = "mt5-connector"
 OFF: Final = "off"
 
 
@@ -55,6 +60,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     mode: str = "embedded"
     instance_id: str = "1"
     log_level: str = "info"
+    log_all_communications: bool = False
+
+    central_hub_url: Secret = Secret("")
+    central_hub_api_key: Secret = Secret("")
+    central_hub_timeout_s: float = 3.0
+    central_hub_poll_s: float = 300.0
+    service_host: str = "127.0.0.1"
+    service_port: int = 8014
 
     nats_url: Secret | None = None
     nats_port: int = 4222
@@ -83,6 +96,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     not_after_s: float = 2.0
     server_timeout_s: float = 5.0
     default_deviation_points: int = 20
+    auto_reconnect: bool = True
+    reconnect_interval_s: float = 30.0
+    sync_interval_minutes: float = 5.0
+    reconcile_on_disconnect: bool = True
 
     @property
     def settle_s(self) -> float:
@@ -157,6 +174,13 @@ VARIABLES: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "MODE": ("mode", _one_of("embedded", "production")),
     "INSTANCE_ID": ("instance_id", str),
     "LOG_LEVEL": ("log_level", _one_of("debug", "info", "warning", "error")),
+    "LOG_ALL_COMMUNICATIONS": ("log_all_communications", _switch),
+    "CENTRAL_HUB_URL": ("central_hub_url", Secret),
+    "CENTRAL_HUB_API_KEY": ("central_hub_api_key", Secret),
+    "CENTRAL_HUB_TIMEOUT_S": ("central_hub_timeout_s", _number(float, 0.1, 30)),
+    "CENTRAL_HUB_POLL_S": ("central_hub_poll_s", _number(float, 1, 86_400)),
+    "SERVICE_HOST": ("service_host", str),
+    "SERVICE_PORT": ("service_port", _port),
     "NATS_URL": ("nats_url", Secret),
     "NATS_PORT": ("nats_port", _port),
     "LEDGER_URL": ("ledger_url", Secret),
@@ -181,47 +205,124 @@ VARIABLES: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "MAX_ORDER_LIFE_S": ("policy.max_order_life_s", _seconds),
     "MAX_RETRIES": ("policy.max_retries", _number(int, 0, 100)),
     "RETRY_DELAY_S": ("policy.retry_delay_s", _seconds),
+    "RETRY_MULTIPLIER": ("policy.retry_multiplier", _number(float, 1, 100)),
+    "MAX_RETRY_DELAY_S": ("policy.max_retry_delay_s", _seconds),
+    "RETRY_JITTER": ("policy.retry_jitter", _number(float, 0, 1)),
+    "MAX_UNREACHED": ("policy.max_unreached", _number(int, 1, 1_000)),
     "PARK_RECHECK_S": ("policy.park_recheck_s", _number(float, 0.1, 86_400)),
     "RESEND_AFTER_PROVEN_ABSENCE": ("policy.resend_after_proven_absence", _switch),
     "CALL_DEADLINE_S": ("call_deadline_s", _number(float, 0.1, 600)),
     "NOT_AFTER_S": ("not_after_s", _number(float, 0.1, 2)),
     "SERVER_TIMEOUT_S": ("server_timeout_s", _number(float, 0, 600)),
+    "DEFAULT_DEVIATION_POINTS": ("default_deviation_points", _number(int, 0, 1_000_000)),
+    "AUTO_RECONNECT": ("auto_reconnect", _switch),
+    "RECONNECT_INTERVAL_S": ("reconnect_interval_s", _number(float, 0.1, 86_400)),
+    "SYNC_INTERVAL_MINUTES": ("sync_interval_minutes", _number(float, 0, 1_440)),
+    "RECONCILE_ON_DISCONNECT": ("reconcile_on_disconnect", _switch),
 }
 
 
+class Loaded(NamedTuple):
+    """Settings, and for each variable that was given who gave it: `flags`, `environment`, `hub` or `file`. `notes`:
+    what stands in the hub's document beside ours and is left to others."""
+
+    settings: Settings
+    origins: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+
 def load(flags: Mapping[str, str | None], env: Mapping[str, str] = os.environ) -> Settings:
-    """The settings of a command. `flags`: variable name (or `data`) → text, None where not given.
+    """The settings of a command. `flags`: variable name (or `data`, `config`) → text, None where not given.
 
     Raises ConfigurationError with one line per problem.
     """
-    given = {name: text for name, text in env.items() if name in VARIABLES and text != ""}
-    given |= {name: text for name, text in flags.items() if name in VARIABLES and text is not None}
-    if "CLICKHOUSE_URL" not in given and env.get("CLICKHOUSE_HOST"):
-        given["CLICKHOUSE_URL"] = f"http://{env['CLICKHOUSE_HOST']}:{env.get('CLICKHOUSE_PORT') or '8123'}"
+    return layered(flags, env).settings
+
+
+def layered(
+    flags: Mapping[str, str | None], env: Mapping[str, str] = os.environ, hub: Mapping[str, Any] | None = None
+) -> Loaded:
+    """The settings with the hub's document, where it was asked for. Raises ConfigurationError with one line per
+    problem."""
     data = Path(flags.get("data") or env.get("ORDER_LEDGER_DATA") or DEFAULT_DATA).expanduser().absolute()
-    values: dict[str, Any] = {"data": data, "ledger_url": Secret(f"sqlite:///{data / 'ledger.db'}")}
-    policy: dict[str, Any] = {}
-    problems = []
-    for name, text in given.items():
-        field, read = VARIABLES[name]
+    problems: list[str] = []
+    known = _places()
+    file = read_document(_toml(flags, env, data, problems), known)
+    ours = read_document(hub or {}, known, section="operational")
+    problems += [f"in the configuration file: {one}" for one in file.problems] + ours.problems
+    texts = {name: (text, "environment") for name, text in env.items() if name in VARIABLES and text != ""}
+    if "CLICKHOUSE_URL" not in texts and env.get("CLICKHOUSE_HOST"):
+        texts["CLICKHOUSE_URL"] = (
+            f"http://{env['CLICKHOUSE_HOST']}:{env.get('CLICKHOUSE_PORT') or '8123'}",
+            "environment",
+        )
+    texts |= {name: (text, "flags") for name, text in flags.items() if name in VARIABLES and text is not None}
+    given = {name: (value, "file") for name, value in file.values.items()}
+    given |= {name: (value, "hub") for name, value in ours.values.items()}
+    for name, (text, origin) in texts.items():
         try:
-            value = read(text)
+            given[name] = (VARIABLES[name][1](text), origin)
         except ValueError as error:
             problems.append(f"{name} {error}")
-            continue
-        if field.startswith("policy."):
-            policy[field.removeprefix("policy.")] = value
-        else:
-            values[field] = value
-    settings = Settings(**values, policy=Policy(**policy))
-    problems.extend(_objections(settings))
+    values: dict[str, Any] = {"data": data, "ledger_url": Secret(f"sqlite:///{data / 'ledger.db'}")}
+    nested: dict[str, dict[str, Any]] = {"policy": {}}
+    for name, (value, _) in given.items():
+        group, _, inner = VARIABLES[name][0].rpartition(".")
+        (nested[group] if group else values)[inner] = value
+    settings = Settings(**values, policy=Policy(**nested["policy"]))
+    problems.extend(_objections(settings, complete=hub is not None or not settings.central_hub_url))
     if problems:
         raise ConfigurationError("\n".join(problems))
-    return settings
+    return Loaded(settings, {name: origin for name, (_, origin) in given.items()}, ours.notes)
 
 
-def _objections(settings: Settings) -> list[str]:
+def _toml(
+    flags: Mapping[str, str | None], env: Mapping[str, str], data: Path, problems: list[str]
+) -> Mapping[str, Any]:
+    """The document of the configuration file: the one that is named (`--config`, `ORDER_LEDGER_CONFIG`), else
+    `config.toml` in the data folder where there is one."""
+    named = flags.get("config") or env.get("ORDER_LEDGER_CONFIG") or ""
+    path = Path(named).expanduser() if named else data / CONFIG_FILE
+    try:
+        return tomllib.loads(path.read_bytes().decode())
+    except FileNotFoundError:
+        if named:
+            problems.append(f"the configuration file {path} does not exist")
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        problems.append(f"the configuration file {path} cannot be read: {reason}")
+    return {}
+
+
+def _places() -> dict[str, Place]:
+    """Where each setting stands in a document, and how its value is read."""
+    return places({name: (KINDS[field], read, ABOUT[name].path(field)) for name, (field, read) in VARIABLES.items()})
+
+
+def _kinds() -> dict[str, type]:
+    """The type of every setting, those of a group by `group.name`."""
+    found: dict[str, type] = {}
+    for name, hint in get_type_hints(Settings).items():
+        kind = next((one for one in get_args(hint) if one is not type(None)), hint) if _optional(hint) else hint
+        if issubclass(getattr(kind, "__origin__", kind), msgspec.Struct):
+            found |= {f"{name}.{inner}": inner_kind for inner, inner_kind in get_type_hints(kind).items()}
+        else:
+            found[name] = kind
+    return found
+
+
+def _optional(hint: Any) -> bool:
+    return type(None) in get_args(hint)
+
+
+KINDS: Final = _kinds()
+
+
+def _objections(settings: Settings, *, complete: bool) -> list[str]:
+    """What does not fit together. `complete`: nothing more is to be heard from the hub."""
     problems = []
+    if settings.central_hub_url and not _is_readable(settings.central_hub_url.reveal(), ("http", "https")):
+        problems.append("CENTRAL_HUB_URL must be http://host[:port] or https://host[:port]")
     for one in settings.nats_url.reveal().split(",") if settings.nats_url else []:
         if not _is_readable(one.strip(), ("nats", "tls", "ws", "wss")):
             problems.append("NATS_URL must be nats://[user:password@]host[:port], or a comma list (encode / @ : in it)")
@@ -235,7 +336,7 @@ def _objections(settings: Settings) -> list[str]:
         problems.append(
             "CLICKHOUSE_URL must be http://[user:password@]host[:port], https://… or off (encode / @ : in it)"
         )
-    if settings.terminal != "simulated":
+    if settings.terminal != "simulated" and complete:
         if not settings.mt5_login:
             problems.append(f"MT5_LOGIN is needed with TERMINAL={settings.terminal}")
         if not settings.mt5_server:
