@@ -1,6 +1,6 @@
 # make demo    see it work              make check   formatter, linter, types, import rules
 # make test    run every test           make lock    renew requirements.lock
-# make docs    write docs/states.md     make mutate  test the tests of the domain
+# make docs    write generated pages    make mutate  test the tests of the domain
 # make long    thousands of lives of the ledger (LIVES=5000), and what they met
 PYTHON ?= python3
 BIN := .venv/bin
@@ -37,6 +37,8 @@ format: $(STAMP)
 
 docs: $(STAMP)
 	@$(BIN)/python -m tests.make_docs
+	@$(BIN)/python -m tests.make_settings_page
+	@$(BIN)/python -m tests.make_asyncapi
 
 mutate: $(STAMP)
 	@$(BIN)/python -m tests.mutate

@@ -6,49 +6,53 @@ Stop: no new orders, calls at the broker end, news go out, the ledger is closed 
 
 import asyncio
 import contextlib
-import gc
+import logging
 import math
 import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import nats
-import nats.errors
 import orjson
 import structlog
 from filelock import FileLock, Timeout
 from nats.aio.client import Client
 
+from gateway import nats_connection
+from gateway.alerts import Alerts
 from gateway.broker import Account, LoginRefused, TerminalError
 from gateway.bus import OrderBus
-from gateway.config import OFF, Settings, described, safe_url, version_of
-from gateway.embedded import NatsServer, ProjectionProcess, StartFailed, free_port
+from gateway.config import OFF, Settings, safe_url, version_of
+from gateway.connection import Connection
+from gateway.edge import Edge
+from gateway.embedded import NatsServer, ProjectionProcess, StartFailed, kept_port
 from gateway.heads import PUBLIC_FILE, HeadSigner, seal_key
+from gateway.linger import Lingering
 from gateway.outbox import Outbox
+from gateway.processes import as_others, prefer_this_process, tune_collector
+from gateway.reload import HubSettings
 from gateway.submit import Submitter
+from gateway.sync import Sync
 from gateway.terminal import TerminalProcess, TerminalStatus
 from gateway.terminal_child import TerminalSettings
-from ledger.account_events import AccountConnected, AccountDisconnected, ConfigurationAccepted
-from ledger.account_events import LoginRefused as LoginRefusal
-from ledger.errors import LedgerError, SinkAhead
-from ledger.events import account_stream
+from ledger.errors import SinkAhead
 from ledger.heads import key_id
 from ledger.store import EventStore, open_store, sqlite_path
 from ledger.values import plain
-from ledger.writer import Cause, Ledger
+from ledger.writer import Ledger
 from projections.follower import Follower, Pace, remedy_of
-from projections.settings import EMBEDDED, ProjectionSettings
+from projections.settings import EMBEDDED, ProjectionSettings, kafka_options
 
 log = structlog.get_logger()
 
 BUILD: Final = version("order-ledger")
-NATS_CONNECT_S: Final = 10.0
+OUTBOX_OPEN_S: Final = 10.0
 PROJECTIONS_READY_S: Final = 20.0
 STOP_SENDS_S: Final = 1.5
 STOP_NEWS_S: Final = 1.0
@@ -64,14 +68,16 @@ def utc_now() -> datetime:
 class Service:
     """The whole service. `say` gets the lines for a person."""
 
-    def __init__(self, settings: Settings, say: Callable[[str], None], *, take_over: bool = False) -> None:
-        self._settings, self._say, self._take_over = settings, say, take_over
+    def __init__(
+        self, settings: Settings, hub: HubSettings, say: Callable[[str], None], *, take_over: bool = False
+    ) -> None:
+        self._settings, self._hub, self._say, self._take_over = settings, hub, say, take_over
         self._stop_asked = asyncio.Event()
         self._undo: list[tuple[str, Callable[[], Awaitable[Any]]]] = []
         self._failures: list[asyncio.Future[Any]] = []
         self._url = ""
         self._reconnected: Callable[[], None] = lambda: None
-        self._trade_changed: Callable[[TerminalStatus], None] = _log_terminal("trade")
+        self._trade_changed: Callable[[TerminalStatus], None] = lambda _: None
 
     def ask_to_stop(self) -> None:
         self._stop_asked.set()
@@ -83,8 +89,7 @@ class Service:
             if not await self._started():
                 return
             # What stands now stays: a full pass of the collector would stop every order for milliseconds.
-            gc.freeze()
-            gc.set_threshold(20_000, 50, 100)
+            tune_collector()
             self._say(
                 f"READY in {time.monotonic() - began:.1f} s: send orders to orders.submitted.{{symbol}} on {self._url}"
             )
@@ -109,6 +114,7 @@ class Service:
     async def _start(self) -> None:
         settings = self._settings
         self._say(f"order-ledger {BUILD}, data in {settings.data}")
+        self._prefer_orders()
         lock = _lock_folder(settings.data)
         self._later("folder", lambda: asyncio.to_thread(lock.release))
         key = await asyncio.to_thread(seal_key, settings.data, settings.seal_key)
@@ -116,7 +122,7 @@ class Service:
         projections = await self._start_projections()
         trade, query = self._terminals()
         connection, account, _ = await _together(self._connect_nats(), trade.connect(), query.connect())
-        version, digest = version_of(settings)
+        version, _ = version_of(settings)
         ledger = await Ledger.open(
             store,
             login=account.login,
@@ -135,35 +141,75 @@ class Service:
         await self._start_outbox(connection, store, ledger)
         found = await self._await_projections(projections)
 
-        accepted = ConfigurationAccepted(
-            version=version, origin="flags, environment, defaults", digest=digest, settings=described(settings)
-        )
-        ledger.append(account_stream(account.login), accepted, Cause(actor="gateway"))
-        ledger.append(account_stream(account.login), _connected(account, settings), Cause(actor="gateway"))
         every_s, every_seals = settings.seal_sign_every_s, settings.seal_sign_every_seals
         signer = HeadSigner(ledger, key, utc_now, every_s=every_s, every_seals=every_seals)
         self._failures.append(signer.start())
         self._later("signed head", signer.stop)
-        submitter = Submitter(ledger, trade, query, settings, utc_now)
-        submitter.set_broker_utc_offset(account.server_utc_offset_s or 0)
+        link = Connection(
+            trade,
+            ledger,
+            account,
+            terminal=settings.terminal,
+            check_s=settings.connection_check_s,
+            auto_reconnect=settings.auto_reconnect,
+            reconnect_interval_s=settings.reconnect_interval_s,
+        )
+        self._trade_changed = link.terminal_changed
+        link.start()
+        self._later("connection to the broker", link.stop)
+        submitter = Submitter(ledger, trade, query, settings, utc_now, link)
         ledger.tail.on_commit(projections.wake)
+        edge = Edge(settings, ledger, store, query, submitter, account, connection, utc_now, BUILD)
+        self._later("limits and alerts", edge.stop)
+        self._failures.extend(await edge.start())
+        _tell_of_projections(projections, edge.alerts)
+        sync = Sync(ledger, store, query, settings, utc_now, link, submitter)
+        await sync.start()
+        self._later("the account followed", sync.stop)
+
+        def use(new: Settings) -> None:
+            set_log_level(new.log_level)
+            for part in (submitter, edge, sync):
+                part.use(new)
+
+        await self._hub.follow(ledger, connection, use, BUILD)
+        self._later("the hub followed", self._hub.stop)
         submitter.start()
-        self._failures.append(submitter.failure)
-        bus = OrderBus(connection, ledger, submitter, utc_now)
+        self._failures += (submitter.failure, sync.failure)
+        bus = OrderBus(
+            connection,
+            ledger,
+            submitter,
+            utc_now,
+            max_ack_pending=settings.max_ack_pending,
+            unaddressed=settings.take_unaddressed,
+        )
         self._reconnected = bus.reconnected
         self._later("orders at the broker", lambda: submitter.stop(STOP_SENDS_S))
         self._later("orders in", bus.stop)
-        self._trade_changed = self._on_terminal_change(ledger, account)
+        self._later("queries and control", edge.close)
         await bus.start()
         self._failures.append(bus.failure)
+        await edge.listen()
         self._write_run_file(ledger, account, found)
+
+    def _prefer_orders(self) -> None:
+        """Before any process or thread is started: each inherits it, and the projections and threads take it back."""
+        wanted = self._settings.real_time
+        if wanted == "off":
+            return
+        if prefer_this_process():
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(initializer=as_others))
+            self._say("  scheduling   real time for the path of an order (REAL_TIME=off: like all others)")
+        elif wanted == "on":
+            raise StartFailed("REAL_TIME=on is not allowed here: run as root, or with CAP_SYS_NICE or `ulimit -r 1`")
 
     async def _start_projections(self) -> ProjectionProcess:
         settings = self._settings
         clickhouse = settings.clickhouse_url.reveal() if settings.clickhouse_url else None
         port = 0
         if clickhouse is None:
-            port = _kept_port(settings.data / "clickhouse.port", settings.clickhouse_http_port)
+            port = kept_port(settings.data / "clickhouse.port", settings.clickhouse_http_port)
         process = ProjectionProcess(
             ProjectionSettings(
                 ledger_url=settings.ledger_url.reveal(),
@@ -171,16 +217,17 @@ class Service:
                 clickhouse=clickhouse or EMBEDDED,
                 clickhouse_user=settings.clickhouse_user,
                 clickhouse_password=settings.clickhouse_password.reveal(),
+                clickhouse_cluster=settings.clickhouse_cluster,
                 database=settings.clickhouse_database,
                 http_port=port,
                 kafka=settings.kafka_brokers or OFF,
-                kafka_options=_kafka_options(os.environ),
+                kafka_options=kafka_options(os.environ),
+                kafka_replication=settings.kafka_replication,
                 audit_dir="" if settings.kafka_brokers else str(settings.data / "audit"),
                 log_level=settings.log_level,
             ),
             settings.data / "log" / "projections.log",
         )
-        process.on_status = _log_projection_status
         await process.start()
         self._later("projections", process.stop)
         return process
@@ -195,13 +242,27 @@ class Service:
             login=settings.mt5_login,
             server=settings.mt5_server,
             path=settings.mt5_path,
+            portable=settings.mt5_portable,
+            bridge_host=settings.mt5linux_host,
+            bridge_port=settings.mt5linux_port,
             call_deadline_s=settings.call_deadline_s,
             seed=settings.simulated_seed,
+            restart=settings.auto_reconnect,
+            reconnect_interval_s=settings.reconnect_interval_s,
         )
         password = settings.mt5_password.reveal()
-        trade = TerminalProcess(common, password, on_change=lambda status: self._trade_changed(status))
+        log_trade = _log_terminal("trade")
+
+        def changed(status: TerminalStatus) -> None:
+            log_trade(status)
+            self._trade_changed(status)
+
+        trade = TerminalProcess(common, password, on_change=changed)
+        port = settings.mt5linux_query_port or settings.mt5linux_port
         query = TerminalProcess(
-            msgspec.structs.replace(common, role="query"), password, on_change=_log_terminal("query")
+            msgspec.structs.replace(common, role="query", restart=True, bridge_port=port),
+            password,
+            on_change=_log_terminal("query"),
         )
         self._later("terminals", lambda: asyncio.gather(trade.close(), query.close()))
         return trade, query
@@ -229,26 +290,15 @@ class Service:
             log.info("connected to NATS again", url=self._url)
             self._reconnected()
 
-        async def error(problem: Exception) -> None:
-            log.debug("NATS", error=str(problem) or type(problem).__name__)
-
+        name = f"order-ledger {settings.instance_id}"
         try:
-            connection = await asyncio.wait_for(
-                nats.connect(
-                    servers,
-                    name=f"order-ledger {settings.instance_id}",
-                    max_reconnect_attempts=-1,
-                    reconnect_time_wait=0.5,
-                    disconnected_cb=disconnected,
-                    reconnected_cb=reconnected,
-                    error_cb=error,
-                    pending_size=16 * 1024 * 1024,
-                ),
-                NATS_CONNECT_S,
+            connection = await nats_connection.connect(
+                settings, servers, name=name, disconnected=disconnected, reconnected=reconnected
             )
-        except (TimeoutError, OSError, nats.errors.Error) as problem:
-            reason = str(problem) or "no answer"
-            raise StartFailed(f"cannot reach NATS at {self._url}: {reason}. Is it running, is {what} right?") from None
+        except nats_connection.NatsUnreachable as problem:
+            raise StartFailed(f"{problem}. Is it running, is {what} right?") from None
+        if settings.nats_url is not None:
+            await nats_connection.warn_of_early_acks(settings)
         self._later("connection to NATS", connection.close)
         self._say(f"  message bus  {self._url} ({what})")
         return connection
@@ -262,10 +312,11 @@ class Service:
             ledger.login,
             new_ledger=ledger.epoch == 1,
             on_failure=ledger.tail.wake,
+            shared=self._settings.nats_news == "shared",
         )
-        follower = Follower(ledger.tail, outbox, Pace(max_events=2048))
+        follower = Follower(Lingering(ledger.tail), outbox, Pace(max_events=2048))
         try:
-            await follower.start(NATS_CONNECT_S)
+            await follower.start(OUTBOX_OPEN_S)
         except SinkAhead as ahead:
             raise SinkAhead(f"{ahead}: {remedy_of(ahead)}") from None
         task = asyncio.create_task(follower.run(), name="outbox")
@@ -313,29 +364,6 @@ class Service:
             f"  terminal     {self._settings.terminal}, account {account.login} on {account.server} "
             f"({mode}, {plain(account.balance):,} {account.currency})"
         )
-
-    def _on_terminal_change(self, ledger: Ledger, account: Account) -> Callable[[TerminalStatus], None]:
-        """Records when the trading terminal goes and comes."""
-        logged = _log_terminal("trade")
-
-        def changed(status: TerminalStatus) -> None:
-            logged(status)
-            if ledger.failure.done():
-                return
-            with contextlib.suppress(LedgerError):
-                if status.state == "down":
-                    gone = AccountDisconnected(login=account.login, server=account.server, reason=status.text or "down")
-                    ledger.append(account_stream(account.login), gone, Cause(actor="gateway"))
-                elif status.state == "refused":
-                    refused = LoginRefusal(
-                        login=account.login, server=account.server, code=status.code, reason=status.text
-                    )
-                    ledger.append(account_stream(account.login), refused, Cause(actor="gateway"))
-                elif status.state == "connected":
-                    connected = _connected(account, self._settings)
-                    ledger.append(account_stream(account.login), connected, Cause(actor="gateway"))
-
-        return changed
 
     def _write_run_file(self, ledger: Ledger, account: Account, projections: dict[str, Any]) -> None:
         settings = self._settings
@@ -392,9 +420,12 @@ class Service:
         self._undo.append((what, undo))
 
 
-async def serve(settings: Settings, say: Callable[[str], None], *, take_over: bool = False) -> None:
-    """Runs the service until SIGINT or SIGTERM."""
-    service = Service(settings, say, take_over=take_over)
+async def serve(flags: Mapping[str, str | None], say: Callable[[str], None], *, take_over: bool = False) -> None:
+    """Runs the service until SIGINT or SIGTERM. Raises ConfigurationError, and what `Service.run` raises."""
+    hub = HubSettings(flags, os.environ)
+    settings = await hub.ask()
+    set_log_level(settings.log_level)
+    service = Service(settings, hub, say, take_over=take_over)
     loop = asyncio.get_running_loop()
     for name in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):  # Windows has no signal handlers in its loop
@@ -433,17 +464,9 @@ async def _together(
     return found[0], found[1], found[2]  # type: ignore[return-value]  # the exceptions are gone
 
 
-def _connected(account: Account, settings: Settings) -> AccountConnected:
-    return AccountConnected(
-        login=account.login,
-        server=account.server,
-        currency=account.currency,
-        margin_mode=account.margin_mode,
-        balance=account.balance,
-        equity=account.equity,
-        terminal=settings.terminal,
-        broker_utc_offset_s=account.server_utc_offset_s or 0,
-    )
+def set_log_level(level: str) -> None:
+    number = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(number))
 
 
 def _lock_folder(folder: Path) -> FileLock:
@@ -466,22 +489,6 @@ def _lock_folder(folder: Path) -> FileLock:
     return lock
 
 
-def _kept_port(kept: Path, preferred: int) -> int:
-    with contextlib.suppress(OSError, ValueError):
-        preferred = int(kept.read_text())
-    return free_port(preferred)
-
-
-def _kafka_options(environment: Mapping[str, str]) -> dict[str, str]:
-    """Security settings of Kafka, as `KAFKA_SASL_USERNAME` and the like give them."""
-    prefix = "KAFKA_"
-    return {
-        name.removeprefix(prefix).lower(): value
-        for name, value in environment.items()
-        if name.startswith(prefix) and name != "KAFKA_BROKERS"
-    }
-
-
 def _log_terminal(role: str) -> Callable[[TerminalStatus], None]:
     def changed(status: TerminalStatus) -> None:
         level = log.warning if status.state in ("down", "refused") else log.info
@@ -490,6 +497,11 @@ def _log_terminal(role: str) -> Callable[[TerminalStatus], None]:
     return changed
 
 
-def _log_projection_status(status: dict[str, Any]) -> None:
-    if status.get("status") in ("sink_stopped", "failed"):
-        log.error("projection stopped", **{k: v for k, v in status.items() if k in ("sink", "error", "remedy")})
+def _tell_of_projections(process: ProjectionProcess, alerts: Alerts) -> None:
+    """Alerts of every projection that stops, also of one that has stopped already."""
+
+    def changed(status: dict[str, Any]) -> None:
+        if status.get("status") in ("sink_stopped", "failed"):
+            alerts.sink_stopped(*(str(status.get(name) or "") for name in ("sink", "error", "remedy")))
+
+    process.listen(changed)

@@ -90,6 +90,7 @@ class Symbol(msgspec.Struct, frozen=True, kw_only=True):
     order_mode: int
     bid: Decimal
     ask: Decimal
+    select: bool = True  # in the terminal's Market Watch: only then it has prices
 
 
 class Tick(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,7 +131,8 @@ class TargetView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Activity(msgspec.Struct, frozen=True, kw_only=True):
-    """What the account shows: open positions, working orders, and what ended or was dealt from a time on."""
+    """What the account shows: open positions, working orders, and what ended or was dealt from a time on. Empty is also
+    what was not asked for."""
 
     positions: tuple[Position, ...]
     orders: tuple[BrokerOrder, ...]
@@ -174,6 +176,10 @@ class Broker(Protocol):
 
     async def account(self) -> Account: ...
 
+    async def verify(self) -> Account:
+        """The account, asked now, while the terminal is connected to its broker. Raises TerminalError, LoginRefused."""
+        ...
+
     async def find(self, magics: Sequence[int], comments: Sequence[str], since_s: float) -> Evidence:
         """All that carries one of the magics or comment tokens, looking back `since_s` seconds."""
         ...
@@ -182,8 +188,9 @@ class Broker(Protocol):
         """Fresh, while connected as the account. Raises TerminalError, LoginRefused."""
         ...
 
-    async def activity(self, since_msc: int) -> Activity:
-        """`since_msc`: the server's wall clock in milliseconds, inclusive. Raises TerminalError, LoginRefused."""
+    async def activity(self, since_msc: int, *, orders: bool = True, rest: bool = True) -> Activity:
+        """`since_msc`: the server's wall clock in milliseconds, inclusive. `orders`: the working ones too; `rest`:
+        positions and ended orders too. Deals always. Raises TerminalError, LoginRefused."""
         ...
 
     async def close(self) -> None: ...

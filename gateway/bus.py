@@ -19,9 +19,10 @@ import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig, RetentionPolicy, StorageType, StreamConfig
 
-from gateway.submit import SUPPORTED, Submitter
+from gateway.submit import Submitter
 from ledger.account_events import MessageRejected
 from ledger.commands import ReceiveOrder
 from ledger.errors import LedgerError
@@ -35,7 +36,7 @@ STREAM: Final = "ORDERS"
 SUBMITTED: Final = "orders.submitted.>"
 ADDRESSED: Final = "orders.account.>"
 ACK_WAIT_S: Final = 30.0
-MAX_ACK_PENDING: Final = 2_000
+MAX_DELIVERIES: Final = 20
 PULL: Final = 256
 PULL_EXPIRES_S: Final = 30.0
 HEARTBEAT_S: Final = 5.0
@@ -135,8 +136,18 @@ class Pull:
 class OrderBus:
     """Reads orders, records them, answers for them to the bus, and hands them on."""
 
-    def __init__(self, connection: Client, ledger: Ledger, submitter: Submitter, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        connection: Client,
+        ledger: Ledger,
+        submitter: Submitter,
+        clock: Callable[[], datetime],
+        *,
+        max_ack_pending: int = 2_000,
+        unaddressed: bool = True,
+    ) -> None:
         self._connection, self._ledger, self._submitter, self._clock = connection, ledger, submitter, clock
+        self._max_ack_pending, self._unaddressed = max_ack_pending, unaddressed
         self._account = str(ledger.login)
         self._pull = Pull(connection, STREAM, f"order-ledger-{self._account}", self._set_up)
         self._task: asyncio.Task[None] | None = None
@@ -174,17 +185,15 @@ class OrderBus:
             info = await js.stream_info(STREAM)
         except nats.js.errors.APIError as error:
             raise BusRefused(f"JetStream does not answer for {STREAM}: {error.description}") from None
-        subjects = info.config.subjects or []
-        if SUBMITTED not in subjects and "orders.>" not in subjects:
-            raise BusRefused(f"the stream {STREAM} listens on {subjects}: add {SUBMITTED}")
-        addressed = f"orders.account.{self._account}.>"
-        covered = any(one in subjects for one in (ADDRESSED, "orders.>", addressed))
+        wanted = self._wanted_subjects(info.config)
+        if self._unaddressed:
+            await self._refuse_rivals(js)
         config = ConsumerConfig(
             durable_name=f"order-ledger-{self._account}",
             ack_policy=AckPolicy.EXPLICIT,
             ack_wait=ACK_WAIT_S,
-            max_ack_pending=MAX_ACK_PENDING,
-            filter_subjects=[SUBMITTED, addressed] if covered else [SUBMITTED],
+            max_ack_pending=self._max_ack_pending,
+            filter_subjects=wanted,
         )
         try:
             await js.add_consumer(STREAM, config)
@@ -193,6 +202,36 @@ class OrderBus:
                 f"the consumer {config.durable_name} of {STREAM} differs from what is needed "
                 f"({error.description}): delete it, nothing is lost by that"
             ) from None
+
+    def _wanted_subjects(self, stream: StreamConfig) -> list[str]:
+        """What is read of the stream. Raises BusRefused when the stream is none that orders are safe in."""
+        subjects = stream.subjects or []
+        if stream.storage == StorageType.MEMORY:
+            raise BusRefused(f"the stream {STREAM} is kept in memory, orders would be lost: use file storage")
+        if stream.retention == RetentionPolicy.INTEREST:
+            raise BusRefused(f"the stream {STREAM} keeps nothing while nobody listens: use retention limits")
+        if stream.sealed:
+            raise BusRefused(f"the stream {STREAM} is sealed: it takes no orders")
+        addressed = f"orders.account.{self._account}.>"
+        covered = any(one in subjects for one in (ADDRESSED, "orders.>", addressed))
+        if not self._unaddressed:
+            if not covered:
+                raise BusRefused(f"the stream {STREAM} listens on {subjects}: add {ADDRESSED}")
+            return [addressed]
+        if SUBMITTED not in subjects and "orders.>" not in subjects:
+            raise BusRefused(f"the stream {STREAM} listens on {subjects}: add {SUBMITTED}")
+        return [SUBMITTED, addressed] if covered else [SUBMITTED]
+
+    async def _refuse_rivals(self, js: JetStreamContext) -> None:
+        """Two gateways that take the same unaddressed orders would each send them. Raises BusRefused."""
+        own = f"order-ledger-{self._account}"
+        for other in await js.consumers_info(STREAM):
+            filters = other.config.filter_subjects or [other.config.filter_subject or ""]
+            if other.name != own and other.name.startswith("order-ledger-") and SUBMITTED in filters:
+                raise BusRefused(
+                    f"the gateway of account {other.name.removeprefix('order-ledger-')} takes {SUBMITTED} already: set "
+                    f"TAKE_UNADDRESSED=off here, or delete the consumer {other.name} of {STREAM} if that one is gone"
+                )
 
     async def _run(self) -> None:
         try:
@@ -209,14 +248,34 @@ class OrderBus:
                 self.failure.set_result(error)
 
     async def _take(self, messages: Sequence[Msg]) -> None:
-        received = [read_order(message.data, self._account, SUPPORTED) for message in messages]
+        received = [read_order(message.data, self._account) for message in messages]
         await self._ledger.load({one.order_id for one in received if one.order_id is not None})
         durable: list[asyncio.Future[Any]] = []
-        for message, one in zip(messages, received, strict=True):
+        poison: set[int] = set()
+        for number, (message, one) in enumerate(zip(messages, received, strict=True)):
+            if self._is_poison(message, one):
+                poison.add(number)
+                one = msgspec.structs.replace(  # recorded as what it is
+                    one,
+                    order_id=None,
+                    reasons=(*one.reasons, f"delivered more than {MAX_DELIVERIES} times without being recorded"),
+                )
+            elif one.order_id is None:
+                poison.add(number)
             durable.append(self._record(message, one))
-        task = asyncio.create_task(self._acknowledge(messages, durable))
+        task = asyncio.create_task(self._acknowledge(messages, durable, poison))
         self._acks.add(task)
         task.add_done_callback(self._acks.discard)
+
+    def _is_poison(self, message: Msg, received: Received) -> bool:
+        """Whether it was delivered so often, and never got into the ledger, that it must be what stops the service."""
+        try:
+            deliveries = message.metadata.num_delivered or 1
+        except nats.errors.Error:
+            return False
+        return deliveries > MAX_DELIVERIES and (
+            received.order_id is None or self._ledger.order(received.order_id) is None
+        )
 
     def _record(self, message: Msg, received: Received) -> "asyncio.Future[Any]":
         arrived, source = _origin(message)
@@ -245,18 +304,25 @@ class OrderBus:
                 self._submitter.take(received.order_id, cause)
         return executed.durable
 
-    async def _acknowledge(self, messages: Sequence[Msg], durable: "Sequence[asyncio.Future[Any]]") -> None:
-        """Acknowledges when durable. The server handles the acknowledgements of one connection in order, so its
-        answer to the last speaks for all; if it does not come, the messages come again and are recognised."""
+    async def _acknowledge(
+        self, messages: Sequence[Msg], durable: "Sequence[asyncio.Future[Any]]", poison: set[int]
+    ) -> None:
+        """Acknowledges when durable; what is no order is terminated, so that it never comes again. The server handles
+        the acknowledgements of one connection in order, so its answer to the last speaks for all; if it does not
+        come, the messages come again and are recognised."""
         try:
             for one in durable:
                 await one
         except LedgerError:
             return  # not durable, not acknowledged
         try:
-            for message in messages[:-1]:
-                await message.ack()
-            await messages[-1].ack_sync(timeout=5)
+            for number, message in enumerate(messages):
+                if number in poison:
+                    await message.term()
+                elif number < len(messages) - 1:
+                    await message.ack()
+                else:
+                    await message.ack_sync(timeout=5)
         except (nats.errors.Error, TimeoutError) as error:
             log.warning("orders will be delivered again", error=str(error) or type(error).__name__)
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,7 @@ import click
 import orjson
 import structlog
 
-from gateway import cli_ledger, cli_proof
+from gateway import cli_control, cli_ledger, cli_projections, cli_proof
 from gateway.cli_backup import backup, restore_command
 from gateway.cli_bench import bench
 from gateway.cli_common import Failure, data_option, failures, json_option, print_json, settings_of
@@ -64,8 +65,39 @@ def serve(
         sys.stdout.flush()
 
     with failures():
-        asyncio.run(run(settings, say, take_over=take_over))
+        asyncio.run(run(flags, say, take_over=take_over))
     say("stopped")
+
+
+@cli.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", type=int, default=7000, show_default=True, help="The port (0 = any free).")
+@click.option("--file", "path", default="./hub.json", show_default=True, help="Where its configurations are kept.")
+@click.option("--nats", "nats_url", default="", envvar="NATS_URL", help="Where changes are told (NATS_URL).")
+def hub(host: str, port: int, path: str, nats_url: str) -> None:
+    """A small Central Hub for local use: GET and POST /api/v1/config/{service}, changes over NATS.
+
+    With CENTRAL_HUB_API_KEY set, requests need it as X-API-Key.
+    """
+    import nats.errors
+
+    from gateway.hub_server import hub_server
+
+    async def run() -> None:
+        key = os.environ.get("CENTRAL_HUB_API_KEY", "")
+        async with hub_server(Path(path), host, port, nats_url, key) as (url, _):
+            click.echo(f"READY on {url}")
+            sys.stdout.flush()
+            stop = asyncio.Event()
+            for name in (signal.SIGINT, signal.SIGTERM):
+                with contextlib.suppress(NotImplementedError):
+                    asyncio.get_running_loop().add_signal_handler(name, stop.set)
+            await stop.wait()
+
+    try:
+        asyncio.run(run())
+    except (OSError, ValueError, nats.errors.Error) as error:
+        raise Failure(f"the hub cannot run: {type(error).__name__}: {error}. Check --port, --file and --nats") from None
 
 
 @cli.command()
@@ -99,7 +131,7 @@ def submit(file: Any, data: str | None, as_json: bool, timeout_s: float) -> None
 @data_option
 @json_option
 def sql(query: str, data: str | None, as_json: bool) -> None:
-    """Ask ClickHouse, read only: tables executions, order_events, positions.
+    """Ask ClickHouse, read only: tables orders, executions, positions …; docs/clickhouse.md names them all.
 
     A query with its own FORMAT is printed as ClickHouse answers it.
     """
@@ -187,15 +219,43 @@ def _read_audit(folder: Path) -> Any:
     return read_audit(folder)
 
 
+def _open_kafka(settings: Settings) -> Any:
+    if settings.kafka_brokers in (None, OFF):
+        raise Failure("KAFKA_BROKERS names no brokers: there is no log in Kafka to read")
+    from projections.kafka_log import KafkaLog
+    from projections.settings import kafka_options
+
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it logs is raised as well
+    return KafkaLog(str(settings.kafka_brokers), options=kafka_options(os.environ))
+
+
+def _agree_kafka(store: Any, log: Any, ledger_id: str) -> Any:
+    from projections.agree_kafka import agree_kafka
+
+    return agree_kafka(store, log, ledger_id)
+
+
 cli.add_command(bench)
 cli.add_command(cli_ledger.history)
 cli.add_command(cli_ledger.orders)
 cli.add_command(cli_ledger.export)
 cli.add_command(backup)
-cli.add_command(restore_command(_read_audit))
-cli.add_command(cli_proof.verify)
+cli.add_command(restore_command(_read_audit, _open_kafka))
+cli.add_command(cli_proof.verify_command(_open_kafka, _agree_kafka, cli_projections.agreement))
+cli.add_command(cli_projections.migrate)
+cli.add_command(cli_projections.rebuild)
+cli.add_command(cli_projections.positions)
 cli.add_command(cli_proof.prove)
 cli.add_command(sim)
+for command in (
+    cli_control.halt,
+    cli_control.resume,
+    cli_control.close_all,
+    cli_control.reconcile,
+    cli_control.resolve,
+    cli_control.query,
+):
+    cli.add_command(command)
 
 
 def main() -> None:

@@ -3,14 +3,20 @@
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from gateway.cli_common import data_option, failures, json_option, print_json, settings_of
+from gateway.cli_common import Failure, data_option, failures, json_option, print_json, settings_of
+from gateway.config import Settings
 
 if TYPE_CHECKING:
+    from ledger.backup import Watch
     from ledger.events import Recorded
+    from ledger.seal import Verification
+    from ledger.store import EventStore
+
+    PutBack = Callable[[EventStore], Verification]
 
 
 @click.command()
@@ -44,39 +50,74 @@ def backup(folder: str, data: str | None, as_json: bool) -> None:
     )
 
 
-def restore_command(read_audit: Callable[[Path], Iterable["Recorded"]]) -> click.Command:
-    """`restore`. `read_audit`: the events that the audit files of a folder hold."""
+class Log(Protocol):
+    """What Kafka holds, as `restore` and `verify` ask it."""
+
+    brokers: str
+
+    def ledgers(self) -> list[str]: ...
+    def last_seq(self, ledger_id: str) -> int: ...
+    def read(self, ledger_id: str) -> Iterable["Recorded"]: ...
+    def heads(self, ledger_id: str) -> Iterable["Recorded"]: ...
+
+
+def restore_command(
+    read_audit: Callable[[Path], Iterable["Recorded"]], open_kafka: Callable[[Settings], Log]
+) -> click.Command:
+    """`restore`. `read_audit`: the events that the audit files of a folder hold; `open_kafka`: what Kafka holds."""
 
     @click.command()
-    @click.argument("folder", metavar="DIR")
+    @click.argument("folder", metavar="[DIR]", required=False)
     @data_option
     @click.option(
         "--audit", metavar="DIR", help="Add what came after the backup, from the audit files in DIR (DATA/audit)."
     )
+    @click.option("--from-kafka", is_flag=True, help="Instead of a backup: all that KAFKA_BROKERS hold of a ledger.")
+    @click.option("--ledger", "ledger_id", metavar="ID", help="Which ledger, where Kafka holds more than one.")
+    @click.option(
+        "--from-audit-files", metavar="DIR", help="Instead of a backup: all that the audit files in DIR hold."
+    )
     @json_option
-    def restore(folder: str, data: str | None, audit: str | None, as_json: bool) -> None:
-        """Put the backup DIR into an empty ledger: that of the data folder, or LEDGER_URL.
+    def restore(
+        folder: str | None,
+        data: str | None,
+        audit: str | None,
+        from_kafka: bool,
+        ledger_id: str | None,
+        from_audit_files: str | None,
+        as_json: bool,
+    ) -> None:
+        """Put the backup DIR into an empty ledger: that of the data folder, or LEDGER_URL. Or build it from the audit
+        log, byte for byte: from Kafka, or from audit files.
 
-        Orders sent after the backup are then unknown to this ledger. What NATS, ClickHouse or the audit log hold of
-        them stops the next start of the service on the same data folder, until you decide: restore with --audit,
-        or into a new data folder, where everything is rebuilt from the ledger. Look at the broker before the second.
+        Orders sent after the backup, or after the end of the log, are then unknown to this ledger. What NATS,
+        ClickHouse or the audit log hold of them stops the next start of the service on the same data folder, until
+        you decide: restore with --audit, or into a new data folder, where everything is rebuilt from the ledger. Look
+        at the broker before the second.
         """
-        from ledger.backup import read_manifest
-        from ledger.backup import restore as put_back
         from ledger.errors import BackupUnusable
         from ledger.store import open_store
 
         settings = settings_of({"data": data})
-        path, log = _path(folder), _path(audit) if audit is not None else None
-        with failures():
-            read_manifest(path)  # before a new ledger is made for it
-            if log is not None and not log.is_dir():
-                raise BackupUnusable(f"there is no folder {log}: name the one with the audit files")
-            with (
-                contextlib.closing(open_store(settings.ledger_url.reveal())) as store,
-                _watched(shown=not as_json) as watch,
-            ):
-                found = put_back(path, store, watch, None if log is None else lambda: read_audit(log))
+        if (folder is not None) + from_kafka + (from_audit_files is not None) != 1:
+            raise Failure("restore from one thing: the folder of a backup, --from-kafka or --from-audit-files DIR")
+        if audit is not None and folder is None:
+            raise Failure("--audit adds to a backup: name its folder")
+        if ledger_id is not None and not from_kafka:
+            raise Failure("--ledger chooses among those that Kafka holds: give --from-kafka")
+        with failures(), _watched(shown=not as_json) as watch:
+            logs = [_path(one) for one in (audit, from_audit_files) if one is not None]
+            for one in logs:
+                if not one.is_dir():
+                    raise BackupUnusable(f"there is no folder {one}: name the one with the audit files")
+            if from_kafka:
+                put_back = _from_kafka(open_kafka(settings), ledger_id, watch)
+            elif from_audit_files is not None:
+                put_back = _from_files(logs[0], read_audit, watch)
+            else:
+                put_back = _from_backup(_path(str(folder)), logs, read_audit, watch)
+            with contextlib.closing(open_store(settings.ledger_url.reveal())) as store:
+                found = put_back(store)
                 line = f"restored {found.last_seq} events into {store.name}, verified"
         if as_json:
             print_json({"ledger_id": found.ledger_id, "last_seq": found.last_seq, "digest": found.head})
@@ -84,6 +125,40 @@ def restore_command(read_audit: Callable[[Path], Iterable["Recorded"]]) -> click
             _print(line, f"head {found.head}")
 
     return restore
+
+
+def _from_backup(
+    folder: Path, logs: list[Path], read_audit: Callable[[Path], Iterable["Recorded"]], watch: "Watch"
+) -> "PutBack":
+    from ledger.backup import read_manifest, restore
+
+    read_manifest(folder)  # before a new ledger is made for it
+    later = (lambda: read_audit(logs[0])) if logs else None
+    return lambda store: restore(folder, store, watch, later)
+
+
+def _from_files(folder: Path, read_audit: Callable[[Path], Iterable["Recorded"]], watch: "Watch") -> "PutBack":
+    from ledger.backup import restore_log
+
+    return lambda store: restore_log(lambda: read_audit(folder), store, f"the audit log {folder}", watch)
+
+
+def _from_kafka(log: Log, ledger_id: str | None, watch: "Watch") -> "PutBack":
+    from ledger.backup import restore_log
+    from ledger.errors import BackupUnusable
+
+    found = [ledger_id] if ledger_id is not None else log.ledgers()
+    if len(found) != 1:
+        which = (
+            f"the ledgers {', '.join(found)}: choose one by --ledger" if found else "no ledger from its beginning on"
+        )
+        raise BackupUnusable(f"Kafka at {log.brokers} holds {which}")
+    (chosen,) = found
+    last = log.last_seq(chosen)
+    if not last:
+        raise BackupUnusable(f"Kafka at {log.brokers} holds nothing of ledger {chosen}")
+    what = f"the log of ledger {chosen} at {log.brokers}"
+    return lambda store: restore_log(lambda: log.read(chosen), store, what, watch, last)
 
 
 def _path(text: str) -> Path:

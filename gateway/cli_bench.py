@@ -9,6 +9,7 @@ from gateway.cli_common import Failure, failures, json_option, print_json
 
 if TYPE_CHECKING:
     from gateway.bench_ledger import Result, StoreResult
+    from gateway.bench_terminal import TerminalResult
 
 _POSTGRES = ("postgresql://", "postgres://")
 
@@ -173,4 +174,80 @@ def _print_store(store: "StoreResult") -> None:
         f"waits of all rounds; built in {starting.build_s:.1f} s",
         soft_wrap=True,
         style="dim",
+    )
+
+
+@bench.command()
+@click.option(
+    "--calls",
+    type=click.IntRange(50, 1_000_000),
+    default=5_000,
+    show_default=True,
+    help="For each figure, in each of three rounds.",
+)
+@click.option(
+    "--paced",
+    type=click.IntRange(0, 100_000),
+    default=300,
+    show_default=True,
+    help="Sends at 100 a second, as a quiet service makes them; 0: none.",
+)
+@click.option(
+    "--data",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the simulated broker keeps its state meanwhile (default: temporary files).",
+)
+@json_option
+def terminal(calls: int, paced: int, data: Path | None, as_json: bool) -> None:
+    """What a call to the terminal costs: in process, through the child, and eight at once.
+
+    The terminal is the simulated one, its broker a process of its own, so a call through the child passes two hops.
+    """
+    from gateway.bench import Meter
+    from gateway.bench_terminal import Plan, bench_terminal
+
+    plan = Plan(calls=calls, paced=paced, folder=data.absolute() if data else None)
+    with failures(), Meter(shown=not as_json) as meter:
+        result = bench_terminal(plan, meter)
+    if as_json:
+        import msgspec
+
+        print_json(msgspec.to_builtins(result))
+    else:
+        _print_terminal(result)
+
+
+def _print_terminal(result: "TerminalResult") -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from gateway.show import console
+
+    out, on = console(), result.machine
+    out.print(
+        f"order-ledger {on.version}, Python {on.python}, {escape(on.system)}, CPUs: {on.cpus}, load before: {on.load}"
+    )
+    out.print(
+        f"a bare hop to another process and back: p50 {result.hop.p50_ms * 1e3:.0f} us, "
+        f"p99 {result.hop.p99_ms * 1e3:.0f} us"
+    )
+    table = Table(box=None, pad_edge=False)
+    for name in ("call", "", "at once", "p50 us", "p99 us", "p99.9 us", "requests/s"):
+        table.add_column(name, justify="left" if name in ("call", "") else "right")
+    for one in result.figures:
+        waits = (one.wait.p50_ms, one.wait.p99_ms, one.wait.p999_ms)
+        table.add_row(
+            one.call,
+            one.where,
+            str(one.at_once),
+            *(f"{wait * 1e3:,.0f}" for wait in waits),
+            f"{one.requests_per_s:,.0f}",
+        )
+    out.print(table)
+    out.print(
+        f"medians of {result.rounds} rounds, waits of all rounds; order_send: judged, executed and kept by the broker "
+        "process, with its deal",
+        style="dim",
+        soft_wrap=True,
     )

@@ -1,41 +1,83 @@
 """`order-ledger verify` and `prove`: whether the ledger is what it was, and a proof of one order for anyone."""
 
+import contextlib
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import click
 
+from gateway.cli_backup import Log
 from gateway.cli_common import data_option, failures, json_option, print_json, settings_of
 from gateway.config import Settings
 from ledger.errors import LedgerError
 
 if TYPE_CHECKING:
     from ledger.heads import HeadWitness
+    from ledger.store import EventStore
 
 HEADS_FILE: Final = "audit/seals.jsonl"
 
 
-@click.command()
-@click.option(
-    "--heads", "heads_file", metavar="FILE", help="Signed heads kept elsewhere: seals.jsonl, or Kafka values."
-)
-@click.option(
-    "--key", "key_files", metavar="PUB.pem", multiple=True, help="Public key that may have signed; repeatable."
-)
-@data_option
-@json_option
-def verify(heads_file: str | None, key_files: tuple[str, ...], data: str | None, as_json: bool) -> None:
-    """Check every event, seal and signed head of the ledger. Exit code 0 only if all of them hold."""
-    settings = settings_of({"data": data})
-    with failures():
-        found = verify_ledger(settings, progress=not as_json, heads_file=heads_file, key_files=key_files)
-    if as_json:
-        print_json(found)
-    else:
-        _print_verification(found)
-    sys.exit(0 if found["ok"] else 2)
+class Compared(Protocol):
+    """What a comparison of the ledger with a log found; a struct of msgspec."""
+
+    @property
+    def ok(self) -> bool: ...
+
+
+def verify_command(
+    open_kafka: Callable[[Settings], Log],
+    agree_kafka: Callable[["EventStore", Log, str], Sequence[Compared]],
+    agreement: Callable[[Settings], list[dict[str, Any]]],
+) -> click.Command:
+    """`verify`. `open_kafka`: what Kafka holds; `agree_kafka`, `agreement`: the ledger against it, and ClickHouse."""
+
+    @click.command()
+    @click.option(
+        "--heads", "heads_file", metavar="FILE", help="Signed heads kept elsewhere: seals.jsonl, or Kafka values."
+    )
+    @click.option(
+        "--key", "key_files", metavar="PUB.pem", multiple=True, help="Public key that may have signed; repeatable."
+    )
+    @click.option(
+        "--kafka", is_flag=True, help="Compare with what KAFKA_BROKERS hold, and take the signed heads from there."
+    )
+    @click.option("--clickhouse", is_flag=True, help="Compare every ClickHouse table with the ledger too.")
+    @data_option
+    @json_option
+    def verify(
+        heads_file: str | None,
+        key_files: tuple[str, ...],
+        kafka: bool,
+        clickhouse: bool,
+        data: str | None,
+        as_json: bool,
+    ) -> None:
+        """Check every event, seal and signed head of the ledger. Exit code 0 only if all of them hold.
+
+        With --kafka also that Kafka holds the same: every byte, in order, and every signed head. With --clickhouse
+        also that every table holds what the ledger's events make of it.
+        """
+        settings = settings_of({"data": data})
+        with failures():
+            log = open_kafka(settings) if kafka else None
+            found = verify_ledger(
+                settings, progress=not as_json, heads_file=heads_file, key_files=key_files, log=log, agree=agree_kafka
+            )
+            tables = agreement(settings) if clickhouse and found["ok"] else []
+        if clickhouse:
+            found |= {"clickhouse": tables, "ok": found["ok"] and all(one["ok"] for one in tables)}
+        if as_json:
+            print_json(found)
+        else:
+            _print_verification(found)
+            _print_tables(tables)
+        sys.exit(0 if found["ok"] else 2)
+
+    return verify
 
 
 @click.command()
@@ -54,9 +96,16 @@ def prove(order_id: str, data: str | None, as_json: bool) -> None:
 
 
 def verify_ledger(
-    settings: Settings, *, progress: bool, heads_file: str | None = None, key_files: tuple[str, ...] = ()
+    settings: Settings,
+    *,
+    progress: bool,
+    heads_file: str | None = None,
+    key_files: tuple[str, ...] = (),
+    log: Log | None = None,
+    agree: Callable[["EventStore", Log, str], Sequence[Compared]] = lambda *_: (),
 ) -> dict[str, Any]:
-    """What `verify --json` prints, with a progress bar where asked for. Raises LedgerError when nothing can be said."""
+    """What `verify --json` prints, with a progress bar where asked for. `log`: compare with that, too, by `agree`.
+    Raises LedgerError when nothing can be said."""
     import msgspec
 
     from gateway.show import open_ledger, progress_bar
@@ -66,7 +115,12 @@ def verify_ledger(
     trusted = {_public_key(Path(name)) for name in key_files}
     path = Path(heads_file) if heads_file else settings.data / HEADS_FILE
     outside = None
-    if heads_file or (settings.kafka_brokers is None and path.exists()):
+    name: str | None = str(path)
+    if log is not None and not heads_file:
+        name = f"Kafka at {log.brokers}"
+        ledger_id = _ledger_id(settings)
+        outside = read_heads((one.state + b"\n" for one in log.heads(ledger_id)), name, trusted)
+    elif heads_file or (settings.kafka_brokers is None and path.exists()):
         try:
             with path.open("rb") as lines:
                 outside = read_heads(lines, str(path), trusted)
@@ -84,14 +138,29 @@ def verify_ledger(
         # leaving anything out would let a forged event hide there.
         with progress_bar("verifying", total, shown=progress) as advance:
             found = verify_events(advance(store.scan()), witness)
+        compared = agree(store, log, found.ledger_id) if log is not None and found.ok and found.events else ()
     finally:
         store.close()
     took_s = max(time.perf_counter() - began, 1e-9)
     if found.ok and found.last_seq == 0:
         raise LedgerError(f"the ledger {store.name} is empty: nothing to verify")
-    told = {"ok": found.ok} | msgspec.structs.asdict(found)
+    told = {"ok": found.ok and all(one.ok for one in compared)} | msgspec.structs.asdict(found)
     told |= {"ledger": store.name, "seconds": round(took_s, 3), "events_per_s": round(found.events / took_s)}
-    return told | {"heads": _heads(witness, str(path) if outside is not None else None, given=bool(heads_file))}
+    if log is not None:
+        told["kafka"] = [{"ok": one.ok} | msgspec.to_builtins(one) for one in compared]
+    return told | {"heads": _heads(witness, name if outside is not None else None, given=bool(heads_file or log))}
+
+
+def _ledger_id(settings: Settings) -> str:
+    from gateway.show import open_ledger
+    from ledger.events import LedgerCreated, event_of
+
+    with contextlib.closing(open_ledger(settings)) as store:
+        first = store.at(1)
+        created = event_of(first) if first is not None else None
+        if not isinstance(created, LedgerCreated):
+            raise LedgerError(f"the ledger {store.name} does not begin with its creation: run verify without --kafka")
+    return created.ledger_id
 
 
 def _heads(witness: "HeadWitness", path: str | None, *, given: bool) -> dict[str, Any]:
@@ -122,7 +191,7 @@ def _print_verification(found: dict[str, Any]) -> None:
     from gateway.show import console
 
     out = console()
-    if not found["ok"]:
+    if found["first_bad_seq"] is not None:
         out.print(f"[red]NOT SOUND[/] from event {found['first_bad_seq']} on: {escape(found['problem'])}")
         out.print(
             f"{found['events']} events before it hold. Keep the file, and compare it with a backup or the audit log."
@@ -134,7 +203,25 @@ def _print_verification(found: dict[str, Any]) -> None:
     )
     for line in _told_of_heads(found):
         out.print(escape(line))
+    for one in found.get("kafka", ()):
+        if one["ok"]:
+            out.print(escape(f"{one['projection']}: {one['compared']} records, agrees with the ledger"))
+        else:
+            problem = one["difference"] or f"{one['behind']} records are missing at the end: does the mirror run?"
+            out.print(f"[red]{escape(one['projection'])} DIFFERS[/]: {escape(problem)}")
     out.print(f"head {found['head']}", style="dim")
+
+
+def _print_tables(tables: list[dict[str, Any]]) -> None:
+    from gateway.show import console
+
+    for one in tables:
+        ledger, held = one["ledger"], one["held"]
+        if one["ok"]:
+            told = f"{held['rows']} rows, digest {held['digest'][:16]}…, agree with the ledger up to event {one['seq']}"
+        else:
+            told = f"[red]DIFFERS[/]: {held['rows']} rows, the ledger gives {ledger['rows']}; see order-ledger rebuild"
+        console().print(f"clickhouse.{one['table']}: {told}", soft_wrap=True)
 
 
 def _told_of_heads(found: dict[str, Any]) -> list[str]:

@@ -2,16 +2,17 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
-import nats
 import nats.errors
 import nats.js.errors
 import orjson
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from gateway import nats_connection
 from gateway.config import Settings
 from ledger.values import subject_token
 
@@ -42,14 +43,11 @@ async def connect(settings: Settings) -> Client:
     else:
         raise NoAnswer(f"no service runs on {settings.data}: start `order-ledger serve`, or set NATS_URL")
     try:
-        return await asyncio.wait_for(nats.connect(servers, allow_reconnect=False, error_cb=_quiet), CONNECT_S)
-    except (OSError, TimeoutError, nats.errors.Error) as error:
-        reason = str(error) or "no answer"
-        raise NoAnswer(f"cannot reach the service's message bus: {reason}. Does `order-ledger serve` run?") from None
-
-
-async def _quiet(_: Exception) -> None:
-    """The error is raised where it is waited for."""
+        return await nats_connection.connect(
+            settings, servers, name="order-ledger command", reconnect=False, within_s=CONNECT_S
+        )
+    except nats_connection.NatsUnreachable as error:
+        raise NoAnswer(f"{error}. Does `order-ledger serve` run?") from None
 
 
 class News:
@@ -87,6 +85,17 @@ class News:
             while (found := find()) is None:
                 await self._arrived.wait()
             return found
+
+    async def first(self, wanted: Callable[[dict[str, Any]], bool], timeout_s: float) -> dict[str, Any]:
+        """The first news that is wanted, with its subject. Raises TimeoutError."""
+        async with self._arrived, asyncio.timeout(timeout_s):
+            seen = 0
+            while True:
+                for subject, body in self._all[seen:]:
+                    if wanted(body):
+                        return body | {"subject": subject}
+                seen = len(self._all)
+                await self._arrived.wait()
 
 
 def order_id_of(payload: bytes) -> tuple[str | None, str]:

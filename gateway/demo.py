@@ -54,6 +54,10 @@ def _order(order_id: str, **changes: Any) -> bytes:
     return orjson.dumps(order | changes)
 
 
+def _dear(order_id: str) -> bytes:
+    return _order(order_id, symbol="XAUUSD", volume=1000, sl=2000, tp=3500)
+
+
 def samples() -> list[Sample]:
     """The orders of the demo, in the order they are sent."""
     found = []
@@ -66,8 +70,9 @@ def samples() -> list[Sample]:
     found += [
         Sample("the same order again", _order("demo-01", volume=0.02), "duplicate"),
         Sample("the same id, other volume", _order("demo-01", volume=0.5), "conflict"),
-        Sample("volume above the maximum", _order("demo-13", volume=500), "fatal"),
-        Sample("stop loss on the wrong side", _order("demo-14", sl=1.2), "fatal"),
+        Sample("volume above the maximum", _order("demo-13", volume=500), "refused"),
+        Sample("stop loss on the wrong side", _order("demo-14", sl=1.2), "refused"),
+        Sample("more than there is money for", _dear("demo-19"), "fatal"),
         Sample("a symbol nobody knows", _order("demo-15", symbol="EUR/USD"), "refused"),
         Sample("volume that is no number", _order("demo-16", volume="NaN"), "malformed"),
         Sample("volume zero", _order("demo-17", volume=0), "refused"),

@@ -175,7 +175,7 @@ def _text(value: Any, place: Place) -> str:
     if kind is not str:
         return _open_secret(value, place.variable)
     if not isinstance(value, str):
-        raise ValueError(f"must be text, not {_kind(value)}")
+        raise ValueError(f"must be text, not {_kind(value)}")  # noqa: TRY004
     return _line(value)
 
 
@@ -203,7 +203,7 @@ def _open_secret(value: Any, variable: str) -> str:
     if not variable.endswith("_URL"):
         raise ValueError(f"is a secret, and secrets come from the environment only ({variable})")
     if not isinstance(value, str):
-        raise ValueError(f"must be text, not {_kind(value)}")
+        raise ValueError(f"must be text, not {_kind(value)}")  # noqa: TRY004
     if "@" in value or "?" in value:
         raise ValueError(f"must hold no user and password: give the whole address by the environment ({variable})")
     return _line(value)

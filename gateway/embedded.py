@@ -25,6 +25,7 @@ START_S: Final = 20.0
 STOP_S: Final = 3.0
 RESTART_FIRST_S: Final = 0.5
 RESTART_MOST_S: Final = 30.0
+WAKE_AFTER_S: Final = 0.05  # the order that caused it is done by then: the projections do not take its time
 
 
 class StartFailed(Exception):
@@ -39,6 +40,13 @@ def free_port(preferred: int) -> int:
             probe.bind((LOOPBACK, port))
             return int(probe.getsockname()[1])
     raise StartFailed("no free port on the loopback address")
+
+
+def kept_port(kept: Path, preferred: int) -> int:
+    """The port that a file remembers when it is free, else the preferred one or any."""
+    with contextlib.suppress(OSError, ValueError):
+        preferred = int(kept.read_text())
+    return free_port(preferred)
 
 
 class NatsServer:
@@ -128,12 +136,20 @@ class ProjectionProcess:
         self._reader: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._woken = self._stopping = False
-        self.on_status: Callable[[dict[str, Any]], None] = lambda _: None
+        self._statuses: list[dict[str, Any]] = []  # until somebody listens
+        self._on_status: Callable[[dict[str, Any]], None] = self._statuses.append
 
     async def start(self) -> None:
         """Starts it. If it dies later it is started again: what it missed it reads from the ledger."""
         await self._spawn()
         self._reader = asyncio.create_task(self._keep(), name="projections")
+
+    def listen(self, on_status: Callable[[dict[str, Any]], None]) -> None:
+        """Hears every status, those before included."""
+        self._on_status = on_status
+        for status in self._statuses:
+            on_status(status)
+        self._statuses.clear()
 
     async def _spawn(self) -> None:
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -168,10 +184,10 @@ class ProjectionProcess:
         return await asyncio.wait_for(asyncio.shield(self._ready), timeout_s)
 
     def wake(self) -> None:
-        """Tells that the ledger has grown; many calls in one turn of the loop are one wake-up."""
+        """Tells that the ledger has grown; all calls within `WAKE_AFTER_S` are one wake-up."""
         if not self._woken:
             self._woken = True
-            asyncio.get_running_loop().call_later(0.005, self._write_wake)
+            asyncio.get_running_loop().call_later(WAKE_AFTER_S, self._write_wake)
 
     async def stop(self) -> None:
         self._stopping = True
@@ -202,7 +218,7 @@ class ProjectionProcess:
                 self._ready.set_exception(
                     StartFailed(f"projections: {status.get('error')}. {status.get('remedy', '')}")
                 )
-            self.on_status(status)
+            self._on_status(status)
         if not self._ready.done():
             self._stopping = True
             self._ready.set_exception(StartFailed(f"the projections ended at their start: see {self._log_file}"))

@@ -11,8 +11,17 @@ import msgspec
 
 from gateway.retcodes import lookup
 from gateway.times import iso
-from ledger.account_events import MessageRejected
-from ledger.events import Envelope, Recorded
+from ledger.account_events import (
+    AccountDisconnected,
+    AlertRaised,
+    ExternalDealObserved,
+    LoginRefused,
+    MessageRejected,
+    TradingHalted,
+    TradingResumed,
+)
+from ledger.events import Envelope, Recorded, WriterTookOver
+from ledger.order import UNRESOLVED
 from ledger.order_events import (
     AnomalyDetected,
     ConflictReceived,
@@ -82,6 +91,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     expiration: int | None = None
     sl: Decimal | None = None
     tp: Decimal | None = None
+    kind: str | None = None
+    source: str | None = None
     next_attempt_at: str | None = None
     provisional: bool | None = None
     retcode: int | None = None
@@ -125,6 +136,10 @@ def outgoing(recorded: Recorded, envelope: Envelope) -> Outgoing | None:
     def made(kind: str, symbol: str, **fields: object) -> Outgoing:
         message = Message(**(base | {"symbol": symbol} | fields))  # type: ignore[arg-type]  # one builder for all kinds
         return Outgoing(f"broker.{kind}.{subject_token(symbol)}", message)
+
+    def alert(kind: str, symbol: str, text: str, **fields: object) -> Outgoing:
+        message = Message(**(base | {"symbol": symbol, "kind": kind, "description": text} | fields))  # type: ignore[arg-type]
+        return Outgoing(f"broker.alert.{subject_token(kind)}", message)
 
     match event:
         case OrderFilled() | OrderPartiallyFilled():
@@ -227,7 +242,7 @@ def outgoing(recorded: Recorded, envelope: Envelope) -> Outgoing | None:
                 attempts=event.attempt,
                 retcode=event.retcode or None,
                 retcode_name=event.retcode_name or None,
-                next_attempt_at=iso(event.not_before),
+                next_attempt_at=iso(event.not_before) if event.not_before > envelope.recorded_at else None,
             )
         case OrderPlaced():
             return made(
@@ -283,7 +298,7 @@ def outgoing(recorded: Recorded, envelope: Envelope) -> Outgoing | None:
                 event.symbol,
                 status="CANCELLED",
                 final=True,
-                ticket=event.order_ticket,
+                ticket=event.order_ticket or None,
                 remaining_volume=event.remaining_volume,
                 description=event.reason or None,
                 by=event.by or None,
@@ -324,10 +339,23 @@ def outgoing(recorded: Recorded, envelope: Envelope) -> Outgoing | None:
                 description="; ".join(event.reasons),
             )
         case AnomalyDetected():
-            return Outgoing(
-                "broker.alert.anomaly",
-                Message(**(base | {"symbol": event.symbol, "description": f"{event.kind}: {event.detail}"})),  # type: ignore[arg-type]
-            )
+            kind = UNRESOLVED if event.kind == UNRESOLVED else "anomaly"
+            return alert(kind, event.symbol, f"{event.kind}: {event.detail}")
+        case AccountDisconnected():
+            return alert("disconnected", "", event.reason)
+        case LoginRefused():
+            return alert("login_refused", "", event.reason, retcode=event.code or None)
+        case ExternalDealObserved() if event.deal.symbol:
+            return made("order", event.deal.symbol, **_external_fields(event, envelope))
+        case AlertRaised():
+            named = {"order_id": event.order_id} if event.order_id else {}
+            return alert(event.kind, event.symbol, event.text, **named)
+        case TradingHalted():
+            return alert("halted", "", event.reason, source=event.source, by=event.by or None)
+        case TradingResumed():
+            return alert("resumed", "", event.reason or "the halt is lifted", source=event.source, by=event.by or None)
+        case WriterTookOver():
+            return alert("fenced", "", f"the writer {event.displaced} was displaced by {event.host} ({event.pid})")
         case _:
             return None
 
@@ -355,6 +383,30 @@ def _stale(event: OrderStale) -> str:
             return f"not sent again: {event.age_s} s old, more than the {event.limit_s} s it may live"
         case _:
             return f"not sent: {event.age_s} s old, more than {event.limit_s} s"
+
+
+def _external_fields(event: ExternalDealObserved, envelope: Envelope) -> dict[str, object]:
+    """A deal that no order of ours asked for; `order_id` names the one that opened the position it acts on."""
+    deal = event.deal
+    fields: dict[str, object] = {
+        "ticket": deal.order or None,
+        "deal": deal.ticket,
+        "position_id": deal.position_id or None,
+        "side": "sell" if deal.type else "buy",
+        "volume": plain(deal.volume),
+        "price": plain(deal.price),
+        "timestamp": iso(event.broker_time or envelope.recorded_at),
+        "commission": plain(deal.commission),
+        "swap": plain(deal.swap),
+        "fee": plain(deal.fee),
+        "profit": plain(deal.profit),
+        "description": event.note or "a deal that no order of this ledger asked for",
+    }
+    if event.broker_time is not None:
+        fields["broker_time"] = iso(event.broker_time)
+    if event.order_id:
+        fields["order_id"] = event.order_id
+    return fields
 
 
 def _fill_fields(fill: DealFact, envelope: Envelope) -> dict[str, object]:

@@ -37,11 +37,13 @@ from gateway.broker import (
     Unknown,
 )
 from gateway.mt5_decode import Unreadable
+from gateway.mt5_remote import plain
 from gateway.retcodes import OrderEffect, lookup_error
 from ledger.trade import Deal, Position, TargetImage, TradeRequest
 
 MAX_TEXT: Final = 29
 NOT_AFTER_PASSED: Final = NotSent(0, "not_after passed")
+NOT_CONNECTED: Final = "the terminal is not connected to its broker"
 LINK_DOWN: Final = NotSent(-10004, "the terminal's link is down")
 _DAY_S: Final = 86_400
 _QUARTER_S: Final = 900
@@ -54,6 +56,10 @@ _INTEGERS: Final = (
 )  # fmt: skip
 
 T = TypeVar("T")
+
+
+class NotAfterPassed(Exception):
+    """Raised by a module's `order_send_until` that did not begin the call: it was too late."""
 
 
 class _NotCarried(Exception):
@@ -101,6 +107,7 @@ class Mt5Session:
         password: str = "",
         server: str = "",
         path: str = "",
+        portable: bool = False,
         timeout_s: float = 60.0,
         deal_wait_s: float = 0.05,
         clock_symbol: str = "EURUSD",
@@ -109,16 +116,20 @@ class Mt5Session:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._mt5 = module
+        # Of a terminal elsewhere (mt5_bridge.py). Looked for in the class: a stand-in may answer to any name.
+        self._send_until = module.order_send_until if hasattr(type(module), "order_send_until") else None
         self._login = login
         self._password = password
         self._server = server
         self._path = path
+        self._portable = portable
         self._timeout_s = timeout_s
         self._deal_wait_s = deal_wait_s
         self._clock_symbol = clock_symbol
         self._monotonic = monotonic
         self._wall = wall
         self._sleep = sleep
+        self._told: set[str] = set()  # structs whose fields the reader of `read` knows
         self.link_broken = True
         self.server_utc_offset_s: int | None = None
         self._last_tick = (0.0, -math.inf)  # of the clock symbol: its time, and when we looked
@@ -137,6 +148,8 @@ class Mt5Session:
             arguments["password"] = self._password
         if self._server:
             arguments["server"] = self._server
+        if self._portable:
+            arguments["portable"] = True
         connected = self._guard("initialize", *((self._path,) if self._path else ()), **arguments)
         if not connected:
             code, text = self._last_error()
@@ -201,7 +214,12 @@ class Mt5Session:
         if not_after is not None and self._monotonic() > not_after:
             return NOT_AFTER_PASSED
         try:
-            result = getattr(self._mt5, function)(fields)
+            if not_after is not None and self._send_until is not None:
+                result = self._send_until(fields, not_after)
+            else:
+                result = getattr(self._mt5, function)(fields)
+        except NotAfterPassed:
+            return NOT_AFTER_PASSED
         except Exception as error:  # the binding does not raise here; a remote one may, at any point
             return Unknown(0, f"{function} raised {type(error).__name__}")
         if result is not None:
@@ -269,13 +287,13 @@ class Mt5Session:
         slack = _DAY_S if offset is None else 60
         first, last = max(int(now - since_s - slack), 1), int(now + _DAY_S + (0 if offset is not None else slack))
         try:
-            self._connected()
+            self.verify()
             orders = [row for row in self._ask("orders_get") if carries(row)]
             history = [row for row in self._ask("history_orders_get", first, last) if carries(row)]
             known = {row.ticket for row in (*orders, *history)}
             deals = [row for row in self._ask("history_deals_get", first, last) if carries(row) or row.order in known]
             positions = [row for row in self._ask("positions_get") if carries(row)]
-            self._connected()
+            self.verify()
             return Evidence(
                 complete=True,
                 orders=tuple(self._read(decode.order, row) for row in orders),
@@ -290,7 +308,7 @@ class Mt5Session:
 
     def target(self, target: Target) -> TargetView:
         """The target as it is now. Raises TerminalError unless every question was answered while connected."""
-        self._connected()
+        self.verify()
         image = TargetImage(
             position=self._position(target.position_id),
             position_by=self._position(target.position_by_id),
@@ -303,7 +321,7 @@ class Mt5Session:
         if target.position_id:
             rows = self._ask("history_deals_get", position=target.position_id)
             deals = tuple(self._read(decode.deal, row) for row in rows)
-        self._connected()
+        self.verify()
         return TargetView(image=image, history=history, deals=deals)
 
     def _position(self, identifier: int) -> Position | None:
@@ -320,22 +338,39 @@ class Mt5Session:
         rows = self._ask(function, ticket=ticket) if ticket else ()
         return next((self._read(reader, row) for row in rows if row.ticket == ticket), None)
 
-    def activity(self, since_msc: int) -> Activity:
+    def activity(self, since_msc: int, *, orders: bool = True, rest: bool = True) -> Activity:
         """Working before ended before dealt: what moves meanwhile is seen twice rather than not at all."""
-        self._connected()
+        self.verify()
         first, last = max(since_msc // 1000, 1), int(self._wall() + _WIDEST_ZONE_S + _DAY_S)
-        orders = tuple(self._read(decode.order, row) for row in self._ask("orders_get"))
-        history = tuple(self._read(decode.order, row) for row in self._ask("history_orders_get", first, last))
-        deals = tuple(self._read(decode.deal, row) for row in self._ask("history_deals_get", first, last))
-        positions = tuple(self._read(decode.position, row) for row in self._ask("positions_get"))
-        self._connected()
-        return Activity(positions=positions, orders=orders, history=history, deals=deals)
+        working = self._all(decode.order, "orders_get") if orders else ()
+        history = self._all(decode.order, "history_orders_get", first, last) if rest else ()
+        deals = self._all(decode.deal, "history_deals_get", first, last)
+        positions = self._all(decode.position, "positions_get") if rest else ()
+        self.verify()
+        return Activity(positions=positions, orders=working, history=history, deals=deals)
 
-    def _connected(self) -> None:
-        """Raises unless the terminal is connected to its broker, as the account this session is for."""
+    def verify(self) -> Account:
+        """The account. Raises TerminalError unless the terminal is connected to its broker, as the account this
+        session is for."""
         if not self._ask("terminal_info").connected:
-            raise TerminalError("the terminal is not connected to its broker")
-        self.account()
+            raise TerminalError(NOT_CONNECTED)
+        return self.account()
+
+    def _all(self, reader: Callable[[Any], T], function: str, *args: Any) -> tuple[T, ...]:
+        return tuple(self._read(reader, row) for row in self._ask(function, *args))
+
+    def read(
+        self, function: str, arguments: Sequence[Any], keywords: dict[str, Any]
+    ) -> tuple[Any, Any, tuple[int, str]]:
+        """The module's own result as data (`mt5_values.Reader` reads it), the name of an exception it raised, and
+        last_error. Raises TerminalError when the link is down."""
+        if self.link_broken:
+            raise TerminalError(LINK_DOWN.text, LINK_DOWN.code)
+        try:
+            result = getattr(self._mt5, function)(*arguments, **keywords)
+        except Exception as error:
+            return None, type(error).__name__, (1, "Success")
+        return plain(result, self._told), None, self._last_error() if result is None else (1, "Success")
 
     # ---- calling
 

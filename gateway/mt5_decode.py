@@ -7,7 +7,7 @@ by name, so one with more fields than these is read all the same.
 import math
 from collections.abc import Callable
 from decimal import Decimal
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import Any, TypeVar
 
 import msgspec
@@ -22,6 +22,7 @@ class Unreadable(Exception):
     """A struct of the terminal holds what no field of its kind may hold."""
 
 
+@lru_cache(4096)  # the same few volumes and prices come again and again
 def decimal(value: Any) -> Decimal:
     number = float(value)
     if number == 0.0:
@@ -117,7 +118,7 @@ def symbol(row: Any) -> Symbol:
         trade_stops_level=int(row.trade_stops_level), trade_freeze_level=int(row.trade_freeze_level),
         trade_mode=int(row.trade_mode), trade_exemode=int(row.trade_exemode), filling_mode=int(row.filling_mode),
         expiration_mode=int(row.expiration_mode), order_mode=int(row.order_mode), bid=decimal(row.bid),
-        ask=decimal(row.ask),
+        ask=decimal(row.ask), select=bool(row.select),
     )  # fmt: skip
 
 

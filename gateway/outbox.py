@@ -20,10 +20,11 @@ import nats.js.errors
 import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js.api import KeyValueConfig, StorageType, StreamConfig
+from nats.js.api import KeyValueConfig, RePublish, RetentionPolicy, StorageType, StreamConfig
 from nats.js.kv import KeyValue
 
 from gateway.messages import Outgoing, encode, outgoing, repeated
+from ledger.errors import LedgerError
 from ledger.events import BatchSealed, Envelope, Recorded, decode
 from ledger.order_events import DuplicateReceived
 from ledger.store import EventSource, EventStore
@@ -38,6 +39,8 @@ CLOSE_S: Final = 0.5
 CURSOR_EVERY_S: Final = 1.0
 WINDOW: Final = 500
 STRANGERS: Final = 200
+KEEP_NEWS_S: Final = 7 * 86_400
+_OVERLAPS: Final = 10065  # JetStream's code: subjects overlap with an existing stream
 _CURSOR: Final = "outbox"
 _POSITION: Final = re.compile(r"([0-9]{1,19}) ([0-9a-f]{64})")
 
@@ -60,6 +63,36 @@ class Sealed(Protocol):
 
 class OutboxUnavailable(ConnectionError):
     """NATS does not take messages now; the batch is offered again."""
+
+
+class OutboxRefused(LedgerError):
+    """NATS is set up in a way the news cannot go out; the text says what to change."""
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """Where the news of an account lie. NATS lets a subject belong to one stream only, and the chain of expected
+    sequences needs a stream of its own, so several accounts cannot all keep `broker.fill.>` there.
+
+    Own: the stream has the subjects themselves. Shared: it has the account's own, `broker.account.{login}.…`, and the
+    server repeats each message, once it is stored, to plain subscribers of `broker.{kind}.{symbol}`. Who must miss
+    nothing reads the stream in both.
+    """
+
+    subjects: tuple[str, ...]
+    prefix: str = "broker."
+    republish: RePublish | None = None
+
+    @classmethod
+    def of(cls, login: int, *, shared: bool) -> "Layout":
+        if not shared:
+            return cls(SUBJECTS)
+        prefix = f"broker.account.{login}."
+        repeat = RePublish(src=f"{prefix}*.*", dest="broker.{{wildcard(1)}}.{{wildcard(2)}}")
+        return cls((f"{prefix}>",), prefix, repeat)
+
+    def place(self, subject: str) -> str:
+        """The subject in the stream for a message's own subject."""
+        return self.prefix + subject.removeprefix("broker.")
 
 
 class _Ack(msgspec.Struct):
@@ -131,10 +164,12 @@ class Outbox:
         *,
         new_ledger: bool,
         on_failure: Callable[[], None],
+        shared: bool = False,
     ) -> None:
         self._connection, self._store, self._source = connection, store, source
         self._ledger_id = ledger_id
         self._stream, self._bucket = f"BROKER-{login}", f"order-ledger-{ledger_id}"
+        self._layout = Layout.of(login, shared=shared)
         self._js = connection.jetstream()
         self._publisher = _Publisher(connection)
         self._new_ledger = new_ledger
@@ -209,15 +244,52 @@ class Outbox:
     async def _open(self) -> None:
         await self._publisher.open()
         try:
-            await self._js.stream_info(self._stream)
+            self._check_stream((await self._js.stream_info(self._stream)).config)
         except nats.js.errors.NotFoundError:
-            await self._js.add_stream(
-                StreamConfig(name=self._stream, subjects=list(SUBJECTS), storage=StorageType.FILE, max_age=7 * 86_400)
-            )
+            await self._add_stream()
         try:
             self._kv = await self._js.key_value(self._bucket)
         except nats.js.errors.NotFoundError:
             self._kv = await self._js.create_key_value(KeyValueConfig(bucket=self._bucket, history=1))
+
+    async def _add_stream(self) -> None:
+        layout = self._layout
+        config = StreamConfig(
+            name=self._stream,
+            subjects=list(layout.subjects),
+            storage=StorageType.FILE,
+            max_age=KEEP_NEWS_S,
+            republish=layout.republish,
+        )
+        try:
+            await self._js.add_stream(config)
+        except nats.js.errors.APIError as error:
+            if error.err_code == _OVERLAPS:
+                raise OutboxRefused(
+                    f"the subjects of {self._stream} belong to another stream of this NATS, probably of another "
+                    "account's gateway: set NATS_NEWS=shared on all gateways, after the stream of that one is deleted"
+                ) from None
+            raise
+
+    def _check_stream(self, found: StreamConfig) -> None:
+        """Raises OutboxRefused when the stream is none the news are safe in."""
+        wanted = sorted(self._layout.subjects)
+        problems = []
+        if sorted(found.subjects or []) != wanted:
+            problems.append(f"it has the subjects {sorted(found.subjects or [])}, {wanted} are needed")
+        if found.republish != self._layout.republish:
+            problems.append("it republishes otherwise than NATS_NEWS says")
+        if found.storage == StorageType.MEMORY:
+            problems.append("it is kept in memory")
+        if found.retention not in (None, RetentionPolicy.LIMITS):
+            problems.append("its retention is not limits")
+        if found.sealed:
+            problems.append("it is sealed")
+        if problems:
+            raise OutboxRefused(
+                f"the stream {self._stream} differs from what is needed: {'; '.join(problems)}. Change it, or delete "
+                "it: news that nobody has read yet are lost with it, the ledger loses nothing"
+            )
 
     async def _find_position(self) -> Position | None:
         info = await self._js.stream_info(self._stream)
@@ -276,7 +348,7 @@ class Outbox:
             if envelope.source is not None and envelope.source.traceparent:
                 headers["traceparent"] = envelope.source.traceparent
             self._sequence += 1
-            future = await self._publisher.publish(made.subject, encode(made.message), headers)
+            future = await self._publisher.publish(self._layout.place(made.subject), encode(made.message), headers)
             future.add_done_callback(self._told)
             self._waiting.append((future, time.monotonic()))
             if len(self._waiting) >= WINDOW:

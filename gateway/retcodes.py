@@ -126,7 +126,7 @@ RETCODES: Final[dict[int, Retcode]] = {
 }  # fmt: skip
 
 # The same code means another thing for these actions.
-_BY_ACTION: Final[dict[tuple[int, int], Retcode]] = {
+BY_ACTION: Final[dict[tuple[int, int], Retcode]] = {
     (10008, ACTION_DEAL): msgspec.structs.replace(
         RETCODES[10008],
         retcode_class=_A,
@@ -146,7 +146,7 @@ _BY_ACTION: Final[dict[tuple[int, int], Retcode]] = {
 
 def lookup(retcode: int, action: int = ACTION_DEAL) -> Retcode:
     """The meaning of a return code for a TRADE_ACTION_*. Total: a code nobody has documented is ambiguous."""
-    known = _BY_ACTION.get((retcode, action)) or RETCODES.get(retcode)
+    known = BY_ACTION.get((retcode, action)) or RETCODES.get(retcode)
     return known or Retcode(retcode, f"RETCODE_{retcode}", _A, f"Unknown return code {retcode}", _LOOK)
 
 

@@ -33,6 +33,7 @@ ABOUT: Final[dict[str, About]] = {
         "logging.level",
         hot=True,
     ),
+    "REAL_TIME": About("`on`, `off` or `auto`: whether the path of an order goes before the other processes"),
     # --- Central Hub
     "CENTRAL_HUB_URL": About("the hub that holds the section `operational`; empty: no hub"),
     "CENTRAL_HUB_API_KEY": About("sent to the hub as `X-API-Key`"),
@@ -41,13 +42,28 @@ ABOUT: Final[dict[str, About]] = {
     # --- message bus
     "NATS_URL": About("the message bus, a comma list for a cluster; empty: the bundled nats-server"),
     "NATS_PORT": About("preferred port of the bundled nats-server, 0 for any"),
+    "NATS_USER": About("the user at the message bus"),
+    "NATS_PASSWORD": About("the password at the message bus"),
+    "NATS_TOKEN": About("the token for the message bus"),
+    "NATS_NKEY": About("the seed of an NKey for the message bus"),
+    "NATS_CREDS": About("a credentials file for the message bus"),
+    "NATS_TLS_CA": About("the certificate authority of the message bus, a file"),
+    "NATS_TLS_CERT": About("the certificate of this client at the message bus, a file"),
+    "NATS_TLS_KEY": About("the key of that certificate, a file"),
+    "NATS_MONITOR_URL": About("the monitoring address of the message bus, to see whether it acknowledges too early"),
+    "NATS_NEWS": About("`own`: a stream for each account's news; `shared`: one that is there already"),
+    "MAX_ACK_PENDING": About("orders that may be under way from the message bus to the ledger"),
+    "TAKE_UNADDRESSED": About("take orders that name no account; one gateway of several does"),
+    "BROKER_CONTROL": About("answer `broker.control.*`: halt, resume, close all"),
     # --- ledger and projections
     "LEDGER_URL": About("`sqlite:///file` or `postgresql://user:password@host/database`; empty: in the data folder"),
     "KAFKA_BROKERS": About(
         "the audit log in Kafka, `host:port` or a comma list, or `off`; empty: files under `audit/`"
     ),
+    "KAFKA_REPLICATION_FACTOR": About("replicas of topics that are made, 0 for up to three by the number of brokers"),
     "CLICKHOUSE_URL": About("the ClickHouse of the projections, or `off`; empty: ClickHouse inside the process"),
     "CLICKHOUSE_DATABASE": About("the database of the projections"),
+    "CLICKHOUSE_CLUSTER": About("the cluster that the tables are made on; empty: one server"),
     "CLICKHOUSE_USER": About("the user at ClickHouse"),
     "CLICKHOUSE_PASSWORD": About("the password at ClickHouse"),
     "CLICKHOUSE_HTTP_PORT": About("preferred port of the read-only endpoint of the embedded ClickHouse, 0 for any"),
@@ -59,6 +75,10 @@ ABOUT: Final[dict[str, About]] = {
     "MT5_LOGIN": About("the trading account", "mt5_connection.login"),
     "MT5_SERVER": About("the trade server, as the terminal names it", "mt5_connection.server"),
     "MT5_PATH": About("the terminal's program, `terminal64.exe`", "mt5_connection.terminal_path"),
+    "MT5_PORTABLE": About("the terminal keeps its data in its own folder"),
+    "MT5LINUX_HOST": About("the host of the mt5linux server"),
+    "MT5LINUX_PORT": About("the port of the mt5linux server"),
+    "MT5LINUX_QUERY_PORT": About("the port of a second one, for queries; 0: the same"),
     "MT5_PASSWORD": About("the password of the trading account"),
     "CALL_DEADLINE_S": About("deadline of the connection and of every call", "mt5_connection.timeout_seconds"),
     "NOT_AFTER_S": About("a request that did not reach the terminal's program within this is not sent any more"),
@@ -102,6 +122,39 @@ ABOUT: Final[dict[str, About]] = {
     "DEFAULT_DEVIATION_POINTS": About(
         "the deviation of a market order that names none", "order_settings.deviation_points", hot=True
     ),
+    "MAX_REQUESTS_PER_S": About("requests to the terminal in a second, 0 for no limit"),
+    # --- limits and halts
+    "LIMIT_SYMBOLS": About("the only symbols that may be traded, a list; empty: all", "limits.symbols", hot=True),
+    "LIMIT_MIN_VOLUME": About("the least volume of an order, 0 for no limit", "limits.min_volume", hot=True),
+    "LIMIT_MAX_VOLUME": About("the largest volume of an order, 0 for no limit", "limits.max_volume", hot=True),
+    "LIMIT_OPEN_POSITIONS": About("open positions, 0 for no limit", "limits.open_positions", hot=True),
+    "LIMIT_ORDERS_PER_MINUTE": About(
+        "orders that open, in a minute, 0 for no limit", "limits.orders_per_minute", hot=True
+    ),
+    "LIMIT_PRICE_COLLAR_PERCENT": About(
+        "how far a price may be from the market's, 0 for no limit", "limits.price_collar_percent", hot=True
+    ),
+    "LIMIT_REQUIRE_SL": About("refuse an order without a stop loss", "limits.require_sl", hot=True),
+    "LIMIT_REQUIRE_TP": About("refuse an order without a take profit", "limits.require_tp", hot=True),
+    "LIMIT_DAILY_LOSS": About(
+        "a loss of the day that halts trading until the next one, 0 for no limit", "limits.daily_loss", hot=True
+    ),
+    "MAX_QUOTE_AGE_S": About(
+        "refuse while the market's price is older, 0 for no limit", "limits.max_quote_age_seconds", hot=True
+    ),
+    "HALT": About("a reason to halt trading; empty: this source lifts its halt", "halt.reason", hot=True),
+    "HALT_CANCEL_ORDERS": About("a halt cancels our working orders, too", "halt.cancel_orders", hot=True),
+    "HEARTBEAT_TIMEOUT_S": About("halt after this much silence from upstream, 0 for never"),
+    "HEARTBEAT_SUBJECT": About("where signs of life from upstream arrive"),
+    # --- alerts
+    "SLOW_BROKER_S": About(
+        "alert when the broker takes longer over a request, 0 for never", "alerts.slow_broker_seconds", hot=True
+    ),
+    "SLIPPAGE_REPORT_PIPS": About("report slippage over this, 0 for never", "alerts.slippage_report_pips", hot=True),
+    "SLIPPAGE_ALERT_PIPS": About("alert on slippage over this, 0 for never", "alerts.slippage_alert_pips", hot=True),
+    "UNRESOLVED_ALERT_S": About(
+        "alert when an outcome has been unknown for this long", "alerts.unresolved_seconds", hot=True
+    ),
     # --- connection
     "AUTO_RECONNECT": About(
         "connect again after a lost connection; else orders are parked until an operator does",
@@ -110,16 +163,20 @@ ABOUT: Final[dict[str, About]] = {
     "RECONNECT_INTERVAL_S": About(
         "the longest wait between two tries to connect", "error_handling.reconnect_interval_seconds"
     ),
+    "CONNECTION_CHECK_S": About("how often the terminal's connection is looked at"),
     "LOG_ALL_COMMUNICATIONS": About(
         "one log line for each exchange with the broker; the ledger holds them all in any case",
         "error_handling.log_all_communications",
-        hot=True,
     ),
     # --- positions
     "SYNC_INTERVAL_MINUTES": About(
-        "how often our view is compared with the broker's, 0 for never", "position_sync.sync_interval_minutes", hot=True
+        "how often our view is compared with the broker's, 0 for never", "position_sync.sync_interval_minutes"
     ),
-    "RECONCILE_ON_DISCONNECT": About(
-        "compare also after every reconnection", "position_sync.reconcile_on_disconnect", hot=True
+    "RECONCILE_ON_DISCONNECT": About("compare also after every reconnection", "position_sync.reconcile_on_disconnect"),
+    "POLL_INTERVAL_S": About(
+        "how often the account is looked at for deals that nobody told of",
+        "position_sync.poll_interval_seconds",
+        hot=True,
     ),
+    "DEAL_OVERLAP_S": About("how far each look at the deals reaches back before the last one"),
 }

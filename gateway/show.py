@@ -166,3 +166,7 @@ class progress_bar:
 
     def step(self, done: int = 1) -> None:
         self._bar.advance(self._task, done)
+
+    def at(self, done: int, of: int) -> None:
+        """So many are done, of a total that may grow."""
+        self._bar.update(self._task, completed=done, total=of)

@@ -1,251 +1,390 @@
 """Drives each order by `plan.next_step`, with the real clock and the real broker.
 
-Three stages, each a queue: check (no effect at the broker, so it overlaps the commit of the request), send (the
-intent is durable first, and only for the next few), probe (an unknown outcome, one task each). A restart is: put
-every open order into the stage that `next_step` names.
+Stages, each a queue in which what reduces risk goes first: prepare (look at the target, build, check: no effect at the
+broker, so it overlaps the commit of the request), send (the intent is durable first, and only for the next few).
+Unknown outcomes go to the prober. A restart is: put every open order into the stage that `next_step` names. An order
+is in one stage at a time (`_staged`), or waits for one reason: a time, the connection, a target.
 """
 
 import asyncio
+import itertools
 import time
-from collections import deque
 from collections.abc import Callable
 from datetime import datetime
 from decimal import Decimal
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import structlog
 
-from gateway.broker import (
-    Answered,
-    Broker,
-    Checked,
-    CheckOutcome,
-    Evidence,
-    NotSent,
-    Outcome,
-    Send,
-    Symbol,
-    TerminalError,
-)
+from gateway import answers
+from gateway.broker import Broker, CheckOutcome, NotSent, Outcome, Send, TerminalError
 from gateway.config import Settings
-from gateway.retcodes import Retcode, RetcodeClass, lookup
+from gateway.connection import Connection
+from gateway.guarded import Guard
+from gateway.prepare import Admit, Built, NotYet, Preparer
+from gateway.probe import Prober
+from gateway.queueing import Pace, Timers, TwoLanes
+from gateway.requests import Refusal
+from gateway.stepping import Stepper, at_broker_first
+from gateway.targets import InFlight, Withdraw, acts_on_target, is_overtaken, keys_of_sent
 from ledger.commands import (
     Again,
+    CompleteCancel,
     ExpireOrder,
     GiveUp,
     OrderCommand,
-    RecordAnswer,
-    RecordCheck,
-    RecordEvidence,
-    RecordNotSent,
+    ParkOrder,
     RecordUnknown,
     RefuseOrder,
     StartSend,
+    WithdrawOrder,
 )
-from ledger.intake import MARKET_TYPES, Supported
 from ledger.order import Order, Status
-from ledger.plan import Abandon, Check, Expire, Probe, Refuse, Step, Wait, next_step, park, resend, retry
+from ledger.plan import Abandon, Check, Expire, Probe, Refuse, Wait, opens_risk
 from ledger.plan import Send as SendStep
-from ledger.trade import (
-    ACTION_DEAL,
-    FILLING_BOC,
-    FILLING_FOK,
-    FILLING_IOC,
-    FILLING_RETURN,
-    TYPE_BUY,
-    TYPE_SELL,
-    ZERO,
-    TradeRequest,
-)
-from ledger.values import comment_of, magic_of
+from ledger.trade import ZERO
 from ledger.writer import Cause, Executed, Ledger
 
 log = structlog.get_logger()
 
 MAX_SENDS: Final = 8
-MAX_CHECKS: Final = 16
+MAX_PREPARED: Final = 16
 SENDERS: Final = 2
-SYMBOL_TTL_S: Final = 60.0
-UNKNOWN_SYMBOL_TTL_S: Final = 5.0
-MAX_SYMBOLS: Final = 2_000
 RETRY_TERMINAL_S: Final = 0.25
-ACTOR: Final = "gateway"
-# Of what the domain knows, what this gateway can already send, and follow to its end.
-SUPPORTED: Final = Supported(frozenset({"open"}), frozenset(MARKET_TYPES))
+IMAGE_FRESH_S: Final = 0.25  # an image of a target that is older is taken again
+LOOK_AGAIN_S: Final = 1.0  # for those that wait for something without a time: their age goes on
+PARK_AFTER_S: Final = 1.0  # a shorter loss of the connection is not told of each order
+CAUSE: Final = Cause(actor="gateway")
 
-_FILLINGS: Final = {"fok": FILLING_FOK, "ioc": FILLING_IOC, "return": FILLING_RETURN, "boc": FILLING_BOC}
-_EXECUTION_MARKET: Final = 2
-_Built = tuple[TradeRequest, Decimal]  # a request, and the point of its symbol
-_FLAG_FOK, _FLAG_IOC = 1, 2
+
+class _Sending(NamedTuple):
+    order_id: str
+    attempt: int
+    built: Built
 
 
 class Submitter:
-    """Takes orders that are in the ledger and sees each to its end."""
+    """Takes orders that are in the ledger and sees each to its end. `on_answer` hears of every answer that was
+    recorded."""
 
     def __init__(
-        self, ledger: Ledger, trade: Broker, query: Broker, settings: Settings, clock: Callable[[], datetime]
+        self,
+        ledger: Ledger,
+        trade: Broker,
+        query: Broker,
+        settings: Settings,
+        clock: Callable[[], datetime],
+        connection: Connection,
     ) -> None:
         self._ledger, self._trade, self._query = ledger, trade, query
         self._settings, self._clock = settings, clock
-        self._policy = settings.policy
-        self._checks: deque[str] = deque()
-        self._sends: deque[str] = deque()
-        self._check_wake, self._send_wake = asyncio.Event(), asyncio.Event()
+        self._steps = Stepper(ledger, clock, settings.policy)
+        self._connection = connection
+        self._prepares, self._sends, self._pace = TwoLanes(), TwoLanes(), Pace(settings.max_requests_per_s)
+        self._flight = InFlight()
+        self._preparer = Preparer(ledger, query, connection, self._flight, settings.default_deviation_points)
+        self._staged: set[str] = set()
+        self._timers = Timers(self._advance)
+        self._held: dict[str, None] = {}  # those that wait for the connection
+        self._down_since = 0.0
         self._causes: dict[str, Cause] = {}
-        self._waiting: dict[str, tuple[int, float]] = {}  # the failed attempt, and since when (monotonic)
-        self._built: dict[str, _Built] = {}  # checked just now, to be sent as checked
-        self._symbols: dict[str, tuple[Symbol, float]] = {}  # as many as the broker has
-        self._no_symbols: dict[str, float] = {}
-        self._probing: dict[str, asyncio.Task[None]] = {}
-        self._tasks: list[asyncio.Task[None]] = []
-        self._offset_s = 0
-        self.in_hand = 0
+        self._arrivals: dict[str, int] = {}  # of requests on targets: which came first
+        self._counter = itertools.count()
+        self._built: dict[str, Built] = {}
+        self._halts = ledger.account.halts
+        self._guard = Guard()
+        self.prober = Prober(
+            ledger,
+            query,
+            clock,
+            policy_of=self._steps.policy_of,
+            settle_s=settings.settle_s,
+            offset_s=lambda: self._offset_s or 0,
+            resolved=self._resolved,
+        )
+        self.on_answer: Callable[[Executed, OrderCommand], None] = lambda _executed, _command: None
+        self.in_hand, self._stopping = 0, False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._stopping = False
-        self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+
+    @property
+    def failure(self) -> "asyncio.Future[BaseException]":
+        """Ends with the error that the service cannot survive."""
+        return self._guard.failure
+
+    def judge_by(self, admit: Admit) -> None:
+        """From now on `admit` says what speaks against each request; before this nothing does."""
+        self._preparer.admit = admit
+
+    def use(self, settings: Settings) -> None:
+        """Settings for orders that come from now on."""
+        self._settings = settings
+        self._steps.use(settings.policy)
+        self._preparer.deviation_points = settings.default_deviation_points
 
     @property
     def backlog(self) -> int:
-        """Orders that wait or are on their way to the broker."""
-        return len(self._checks) + len(self._sends) + self.in_hand
+        """Orders that wait for the broker or are on their way to it."""
+        return len(self._prepares) + len(self._sends) + self.in_hand + len(self._held)
 
     def start(self) -> None:
         """Takes up every open order, then runs."""
-        self._tasks.append(self._guarded(self._check_loop(), "submit-check"))
-        self._tasks.extend(self._guarded(self._send_loop(), f"submit-send-{i}") for i in range(SENDERS))
-        for order_id in list(self._ledger.open_orders):
-            self.take(order_id, Cause(actor=ACTOR))
+        self._connection.on_change(self._connection_changed)
+        self._ledger.tail.on_commit(self._look_for_halts)
+        self._guard.start(self._prepare_loop(), "submit-prepare")
+        for number in range(SENDERS):
+            self._guard.start(self._send_loop(), f"submit-send-{number}")
+        self._guard.start(self.prober.run(), "submit-probe")
+        # What may be at the broker holds its target before anything else may have it; the rest in the order it came.
+        for order in sorted(self._ledger.open_orders.values(), key=at_broker_first):
+            self.take(order.order_id, CAUSE)
 
     async def stop(self, patience_s: float) -> None:
         """Begins nothing new; waits for what is at the broker, at most `patience_s`. The rest is for the next start."""
         self._stopping = True
-        for task in self._probing.values():
-            task.cancel()
+        self._timers.stop()
         try:
             await asyncio.wait_for(self._idle.wait(), patience_s)
         except TimeoutError:
             log.warning("stopping with calls at the broker: their outcome is settled at the next start")
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, *self._probing.values(), return_exceptions=True)
+        await self._guard.stop()
 
     def take(self, order_id: str, cause: Cause) -> None:
-        """Puts an order into the stage that comes next for it. `cause` goes into the events of its life."""
+        """Sees to an order that this process has not seen yet. `cause` goes into the events of its life."""
         if cause.source is not None:  # that is the origin of the request alone, not of what follows from it
-            cause = msgspec.structs.replace(cause, source=None, actor=ACTOR)
+            cause = msgspec.structs.replace(cause, source=None, actor=CAUSE.actor)
         order = self._ledger.order(order_id)
         if order is None or self._stopping:
             return
-        if order.status is Status.SENDING and order_id not in self._causes:
-            # Left by a process that ended between the intent and the answer.
-            order = self._tell(
-                order_id,
-                RecordUnknown(attempt=order.attempt, code=0, reason="the process ended before the answer"),
-                cause,
-            ).order
-        match self._step(order):
+        self._causes[order_id] = cause
+        if acts_on_target(order):
+            self._arrivals.setdefault(order_id, next(self._counter))
+        if order.status in (Status.SENDING, Status.UNKNOWN):
+            self._take_up(order)
+        self._advance(order_id)
+
+    def recheck(self) -> None:
+        """What orders wait for has changed: asks again for each."""
+        for order_id in self._timers.waiting():
+            self._advance(order_id)
+
+    def acting_on(self, kind: str, number: int) -> str:
+        """The order whose request on this `position` or `order` has no outcome yet; empty when there is none."""
+        return self._flight.holder((kind, number))
+
+    def _take_up(self, order: Order) -> None:
+        """Left by a process that ended between the intent and the answer, or while looking for it."""
+        if order.sent is not None and acts_on_target(order):
+            self._flight.begin(order.order_id, keys_of_sent(order.sent, order.before, netting=self._preparer.netting))
+        if order.status is Status.SENDING:
+            ended = RecordUnknown(attempt=order.attempt, code=0, reason="the process ended before the answer")
+            self._tell(order.order_id, ended)
+
+    # --- what is next -------------------------------------------------------------------------------------------
+
+    def _advance(self, order_id: str) -> None:
+        """Puts an order into the stage that comes next for it."""
+        order = self._ledger.order(order_id)
+        if order is None or self._stopping or order_id in self._staged:
+            return
+        self._timers.cancel(order_id)
+        self._held.pop(order_id, None)
+        match self._steps.step(order):
             case Check():
-                self._causes[order_id] = cause
-                self._checks.append(order_id)
-                self._check_wake.set()
+                self._stage(self._prepares, order)
             case SendStep():
-                self._causes[order_id] = cause
-                self._sends.append(order_id)
-                self._send_wake.set()
+                prepared = order_id in self._built or not acts_on_target(order)
+                self._stage(self._sends if prepared else self._prepares, order)
             case Probe():
-                self._probe_soon(order_id, cause)
+                self._flight_unknown(order)
+                self.prober.add(order)
             case Expire() as expire:
                 command = ExpireOrder(age_s=expire.age_s, limit_s=expire.limit_s, cause=expire.cause)
-                self._end_here(order_id, command, cause)
+                self._end_here(order_id, command)
             case Refuse() as refuse:
-                self._end_here(order_id, RefuseOrder(reasons=refuse.reasons), cause)
+                self._refuse(order_id, refuse.reasons)
             case Abandon() as abandon:
-                self._end_here(order_id, GiveUp(reason=abandon.reason), cause)
+                self._end_here(order_id, GiveUp(reason=abandon.reason))
             case Wait() as wait:
-                self._causes[order_id] = cause
-                asyncio.get_running_loop().call_later(wait.delay_s, self.take, order_id, cause)
+                self._timers.later(order_id, wait.delay_s)
             case _:
-                self._causes.pop(order_id, None)
+                self._forget(order_id)
 
-    def _end_here(self, order_id: str, command: OrderCommand, cause: Cause) -> None:
-        """Ends an order that is not at the broker, and forgets what was kept for its sending."""
-        self._tell(order_id, command, cause)
+    def _stage(self, queue: TwoLanes, order: Order) -> None:
+        self._staged.add(order.order_id)
+        queue.put(order.order_id, urgent=acts_on_target(order) and not opens_risk(order))
+
+    def _go_on(self, order_id: str) -> None:
+        """Its stage is done."""
+        self._staged.discard(order_id)
+        self._advance(order_id)
+
+    def _wait(self, order_id: str, delay_s: float) -> None:
+        """Its stage could not be done now."""
+        self._staged.discard(order_id)
+        self._timers.later(order_id, delay_s)
+
+    def _end_here(self, order_id: str, command: OrderCommand) -> None:
+        """Ends an order that is not at the broker."""
+        self._tell(order_id, command)
+        self._forget(order_id)
+
+    def _refuse(self, order_id: str, reasons: tuple[str, ...]) -> None:
+        self._end_here(order_id, RefuseOrder(reasons=reasons))
+
+    def _forget(self, order_id: str) -> None:
+        """Nothing more is to be sent of it."""
+        self._staged.discard(order_id)
         self._built.pop(order_id, None)
-        self._waiting.pop(order_id, None)
+        self._steps.forget(order_id)
         self._causes.pop(order_id, None)
+        self._arrivals.pop(order_id, None)
+        self._release(order_id)
 
-    def _step(self, order: Order) -> Step:
-        """What is next, with how long this process has waited for it: the wall clock may go back meanwhile."""
-        waited_s = 0.0
-        if order.status in (Status.WAITING, Status.PARKED):
-            attempt, since = self._waiting.get(order.order_id, (0, 0.0))
-            if attempt != order.attempt:
-                since = time.monotonic()
-                self._waiting[order.order_id] = (order.attempt, since)
-            waited_s = time.monotonic() - since
-        halted = self._ledger.account.halted
-        return next_step(order, self._clock(), self._policy, waited_s=waited_s, halted=halted)
+    def _release(self, order_id: str) -> None:
+        """Gives back its target; who waited for that may try."""
+        for waiting in self._flight.end(order_id):
+            self._advance(waiting)
 
-    # --- check --------------------------------------------------------------------------------------------------
+    def _look_for_halts(self) -> None:
+        if self._ledger.account.halts is not self._halts:
+            self._halts = self._ledger.account.halts
+            self.recheck()
 
-    async def _check_loop(self) -> None:
+    # --- connection ---------------------------------------------------------------------------------------------
+
+    def _connection_changed(self, up: bool) -> None:
+        if not up:
+            self._down_since = time.monotonic()
+            return
+        self.prober.hasten()
+        for order_id in list(self._held):
+            self._advance(order_id)
+
+    def _hold(self, order_ids: list[str]) -> None:
+        """They wait for the connection, up to their age limit, and say so when it takes long."""
+        park = time.monotonic() - self._down_since >= PARK_AFTER_S
+        for order_id in order_ids:
+            order = self._ledger.order(order_id)
+            self._staged.discard(order_id)
+            self._built.pop(order_id, None)
+            if order is None or not isinstance(self._steps.step(order), SendStep):
+                self._advance(order_id)
+                continue
+            if park:
+                again = Again(delay_s=ZERO, not_before=self._clock())
+                reason = f"not connected to the broker: {self._connection.reason}"
+                self._tell(order_id, ParkOrder(reason=reason, again=again))
+            self._held[order_id] = None
+            self._timers.later(order_id, LOOK_AGAIN_S)
+
+    # --- prepare ------------------------------------------------------------------------------------------------
+
+    async def _prepare_loop(self) -> None:
         while True:
-            order_ids = await _next(self._checks, self._check_wake, MAX_CHECKS)
+            await self._prepares.ready()
+            order_ids = self._prepares.take(MAX_PREPARED)
             self._begin(len(order_ids))
             try:
-                await self._check(order_ids)
+                await self._prepare(order_ids)
             finally:
                 self._end(len(order_ids))
 
-    async def _check(self, order_ids: list[str]) -> None:
-        built: list[tuple[str, TradeRequest]] = []
+    async def _prepare(self, order_ids: list[str]) -> None:
+        checks: list[tuple[str, Built]] = []
+        targets = []
         for order_id in order_ids:
+            order = self._ledger.order(order_id)
+            if order is None or order_id not in self._staged:
+                continue
+            if acts_on_target(order):
+                targets.append(self._prepare_target(order))
+                continue
             try:
-                ready = await self._build(order_id)
+                found = await self._preparer.opening(order)
             except TerminalError as error:
                 self._after_check(order_id, None, str(error))
                 continue
-            if ready is not None:
-                built.append((order_id, ready[0]))
-                self._built[order_id] = ready
-        if not built:
-            return
-        outcomes = await self._query.check([request for _, request in built])
-        for (order_id, _), outcome in zip(built, outcomes, strict=True):
-            self._after_check(order_id, outcome, "")
+            if isinstance(found, Refusal):
+                self._refuse(order_id, found.reasons)
+            else:
+                checks.append((order_id, found))
+        if targets:
+            await asyncio.gather(*targets)
+        if checks:
+            outcomes = await self._query.check([built.request for _, built in checks])
+            for (order_id, built), outcome in zip(checks, outcomes, strict=True):
+                self._built[order_id] = built
+                self._after_check(order_id, outcome, "")
 
     def _after_check(self, order_id: str, outcome: CheckOutcome | None, problem: str) -> None:
-        cause = self._causes[order_id]
-        if isinstance(outcome, Checked):
-            result = outcome.result
-            meaning = lookup(result.retcode)
-            passed = meaning.retcode_class is RetcodeClass.SUCCESS
-            # What is not refused for good is left to the sending to find out.
-            final = meaning.retcode_class is RetcodeClass.FATAL
-            command = RecordCheck(
-                result=result if passed or final else None,
-                passed=passed,
-                retcode_name=meaning.name,
-                description=result.comment or meaning.description,
-                category="fatal",
-                advice=meaning.advice,
-                problem="" if passed or final else f"{result.retcode} {meaning.name}",
-            )
-        else:
-            # The check is a courtesy: a terminal that cannot answer it does not stop the order, sending decides.
-            command = RecordCheck(result=None, passed=False, problem=problem or (outcome.text if outcome else ""))
+        command = answers.checked(outcome, problem)
         # A passed check is followed by the intent at once: one commit does for both.
-        if not self._tell(order_id, command, cause, soon=command.passed).order.is_open:
-            self._built.pop(order_id, None)
-        self.take(order_id, cause)
+        self._tell(order_id, command, soon=command.passed)
+        self._go_on(order_id)
+
+    async def _prepare_target(self, order: Order) -> None:
+        if (built := await self._look(order)) is not None:
+            self._built[order.order_id] = built
+            self._go_on(order.order_id)
+
+    async def _look(self, order: Order) -> Built | None:
+        """The request of the next attempt, from symbol and target as they are now; None when the order goes another
+        way."""
+        order_id, preparer = order.order_id, self._preparer
+        try:
+            found = await (preparer.on_target(order) if acts_on_target(order) else preparer.opening(order))
+        except TerminalError as error:
+            log.warning("the terminal does not answer, the order waits", order_id=order_id, error=str(error))
+            self._wait(order_id, RETRY_TERMINAL_S)
+            return None
+        match found:
+            case Built():
+                return found
+            case Refusal(reasons):
+                self._refuse(order_id, reasons)
+            case Withdraw(target_id):
+                self._withdraw(order_id, target_id)
+            case NotYet(look_again_s):
+                self._wait(order_id, look_again_s)
+        return None
+
+    def _withdraw(self, order_id: str, target_id: str) -> None:
+        """A cancel of what has not been sent needs no broker."""
+        self._tell(target_id, WithdrawOrder(by=order_id))
+        self._forget(target_id)
+        self._end_here(order_id, CompleteCancel())
+
+    def _overtake(self, newer: Order) -> None:
+        """A change that waits for its next attempt must not undo a newer one of the same values."""
+        came = self._arrivals.get(newer.order_id, 0)
+        for order_id in [one for one in self._steps.waiting() if self._arrivals.get(one, came) < came]:
+            older = self._ledger.order(order_id)
+            if older is not None and is_overtaken(older, newer):
+                self._refuse(order_id, (f"overtaken by the newer change {newer.order_id} of the same target",))
+
+    def _flight_unknown(self, order: Order) -> None:
+        """An opening order of unknown outcome keeps closes of its symbol away only as long as it may still arrive."""
+        if not acts_on_target(order) and self._flight.holds(order.order_id):
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._settings.settle_s, self._release, order.order_id)
 
     # --- send ---------------------------------------------------------------------------------------------------
 
     async def _send_loop(self) -> None:
         while True:
-            order_ids = await _next(self._sends, self._send_wake, MAX_SENDS)
+            await self._sends.ready()
+            # Nothing is taken out of its lane before it may go: what is urgent meanwhile goes first.
+            if not self._connection.is_fresh and not await self._connection.verify():
+                self._hold(self._sends.take(len(self._sends)))
+                continue
+            room = self._pace.room(MAX_SENDS)
+            if not room:
+                await asyncio.sleep(self._pace.wait_s())
+                continue
+            order_ids = self._sends.take(room)
+            self._pace.count(len(order_ids))
             self._begin(len(order_ids))
             try:
                 await self._send(order_ids)
@@ -253,31 +392,19 @@ class Submitter:
                 self._end(len(order_ids))
 
     async def _send(self, order_ids: list[str]) -> None:
-        built: list[tuple[str, _Built]] = []
+        built: list[tuple[str, Built]] = []
         for order_id in order_ids:
-            try:
-                ready = self._built.pop(order_id, None) or await self._build(order_id)
-            except TerminalError as error:
-                log.warning("the terminal does not answer, the order waits", order_id=order_id, error=str(error))
-                asyncio.get_running_loop().call_later(RETRY_TERMINAL_S, self.take, order_id, self._causes[order_id])
-                continue
-            if ready is not None:
+            if (ready := await self._ready(order_id)) is not None:
                 built.append((order_id, ready))
         # From here to the intent nothing is waited for: what is judged young enough now is sent now.
-        sends: list[tuple[str, int, TradeRequest, Decimal]] = []
+        sends: list[_Sending] = []
         durable = None
-        for order_id, (request, point) in built:
-            order = self._ledger.order(order_id)
-            if order is None or self._stopping:
-                continue
-            step = self._step(order)
-            if not isinstance(step, SendStep):
-                self.take(order_id, self._causes[order_id])
-                continue
-            self._waiting.pop(order_id, None)
-            started = self._tell(order_id, StartSend(attempt=step.attempt, request=request), self._causes[order_id])
-            durable = started.durable
-            sends.append((order_id, step.attempt, request, point))
+        for order_id, ready in built:
+            started = self._start(order_id, ready)
+            if started is not None:
+                sends.append(_Sending(order_id, started.order.attempt, ready))
+                durable = started.durable
+        self._pace.give_back(len(order_ids) - len(sends))
         if durable is None:
             return
         # Counted from before the commit: a process that is paused behind it, and displaced, sends nothing any more.
@@ -285,165 +412,88 @@ class Submitter:
         # One writer commits in order: when the last intent is durable, all are.
         await durable
         began = time.perf_counter()
-        outcomes = await self._trade.send([Send(request, not_after) for _, _, request, _ in sends])
+        outcomes = await self._trade.send([Send(one.built.request, not_after) for one in sends])
         latency_s = Decimal(round((time.perf_counter() - began) * 1e6)) / 1_000_000
-        for (order_id, attempt, request, point), outcome in zip(sends, outcomes, strict=True):
-            self._after_send(order_id, attempt, request, point, outcome, latency_s)
+        for one, outcome in zip(sends, outcomes, strict=True):
+            self._after_send(one, outcome, latency_s)
 
-    def _after_send(
-        self,
-        order_id: str,
-        attempt: int,
-        request: TradeRequest,
-        point: Decimal,
-        outcome: Outcome,
-        latency_s: Decimal,
-    ) -> None:
-        cause = self._causes[order_id]
-        command: OrderCommand
-        if isinstance(outcome, Answered):
-            meaning = lookup(outcome.result.retcode, request.action)
-            command = RecordAnswer(
-                attempt=attempt,
-                result=outcome.result,
-                retcode_name=meaning.name,
-                verdict=meaning.retcode_class.value,
-                description=outcome.result.comment or meaning.description,
-                advice=meaning.advice,
-                latency_s=latency_s,
-                deals=outcome.deals,
-                point=point,
-                broker_utc_offset_s=self._offset_s,
-                again=self._again(order_id, attempt, meaning),
-            )
-        elif isinstance(outcome, NotSent):
-            command = RecordNotSent(attempt=attempt, code=outcome.code, reason=outcome.text)
-        else:
-            command = RecordUnknown(attempt=attempt, code=outcome.code, reason=outcome.text)
-        executed = self._tell(order_id, command, cause)
-        if executed.order.is_open:
-            if isinstance(outcome, NotSent):
-                pause_s = RETRY_TERMINAL_S * 2 ** (attempt - 1)
-                asyncio.get_running_loop().call_later(pause_s, self.take, order_id, cause)
-            else:
-                self.take(order_id, cause)
-        else:
-            self._causes.pop(order_id, None)
+    async def _ready(self, order_id: str) -> Built | None:
+        """The request to be sent; None when the order goes another way."""
+        built = self._built.pop(order_id, None)
+        order = self._ledger.order(order_id)
+        if order is None or order_id not in self._staged:
+            return None
+        # Of a target only the present counts: while it waited here the target may have moved.
+        if built is not None and (built.before is None or time.monotonic() - built.at <= IMAGE_FRESH_S):
+            return built
+        return await self._look(order)
 
-    def _again(self, order_id: str, attempt: int, meaning: Retcode) -> Again | None:
-        """When to try once more after this answer, if it may be better then and the policy allows it."""
+    def _start(self, order_id: str, built: Built) -> Executed | None:
+        """Records the intent, if that is still the next step."""
+        order = self._ledger.order(order_id)
+        if order is None or self._stopping:
+            return None
+        step = self._steps.step(order)
+        if not isinstance(step, SendStep):
+            self._go_on(order_id)
+            return None
+        targeted = built.before is not None
+        if not targeted and not self._may_open(order_id, built.request.symbol):
+            self._wait(order_id, LOOK_AGAIN_S)
+            return None
+        self._steps.forget(order_id)
+        intent = StartSend(attempt=step.attempt, request=built.request, before=built.before)
+        started = self._tell(order_id, intent)
+        if targeted and order.action == "modify":
+            self._overtake(started.order)
+        return started
+
+    def _may_open(self, order_id: str, symbol: str) -> bool:
+        """On a netting account: not while a close of the symbol is under way."""
+        return not self._preparer.netting or self._flight.begin(order_id, frozenset({("symbol", symbol)}), shared=True)
+
+    def _after_send(self, sending: _Sending, outcome: Outcome, latency_s: Decimal) -> None:
+        order_id, attempt, built = sending
         order = self._ledger.order(order_id)
         if order is None:
-            return None
-        if meaning.retcode_class is RetcodeClass.WAIT:
-            return park(order, self._clock(), self._policy)
-        if meaning.retcode_class is RetcodeClass.RETRIABLE:
-            return retry(order, attempt, self._clock(), self._policy, max_retries=meaning.max_retries)
-        return None
-
-    async def _build(self, order_id: str) -> "_Built | None":
-        """The request of the next attempt and the symbol's point; None when the order was refused instead.
-
-        Raises TerminalError.
-        """
-        order = self._ledger.order(order_id)
-        if order is None or order.request is None:
-            return None
-        symbol = await self._symbol(order.request.symbol)
-        if symbol is None:
-            reason = f"symbol {order.request.symbol!r} is not known to the broker"
-            self._end_here(order_id, RefuseOrder(reasons=(reason,)), self._causes.get(order_id, Cause(actor=ACTOR)))
-            return None
-        request = build_request(order, order.attempt + 1, symbol, self._settings.default_deviation_points)
-        return request, symbol.point
-
-    async def _symbol(self, name: str) -> Symbol | None:
-        now = time.monotonic()
-        known = self._symbols.get(name)
-        if known is not None and now < known[1]:
-            return known[0]
-        if now < self._no_symbols.get(name, 0.0):
-            return None
-        symbol = await self._query.symbol(name)
-        if symbol is None:
-            # Names that nobody knows have a place of their own, so that they cannot push out those that trade.
-            if len(self._no_symbols) >= MAX_SYMBOLS:
-                self._no_symbols.clear()
-            self._no_symbols[name] = now + UNKNOWN_SYMBOL_TTL_S
-            self._symbols.pop(name, None)
-            return None
-        self._symbols[name] = (symbol, now + SYMBOL_TTL_S)
-        return symbol
-
-    # --- probe --------------------------------------------------------------------------------------------------
-
-    def _probe_soon(self, order_id: str, cause: Cause) -> None:
-        if order_id in self._probing:
             return
-        task = self._guarded(self._probe(order_id, cause), f"probe-{order_id}")
-        self._probing[order_id] = task
+        if answers.proves_connection(outcome):
+            self._connection.answered()
+        command = answers.sent(
+            order,
+            attempt,
+            built.request,
+            outcome,
+            self._clock(),
+            self._steps.policy_of(order_id),
+            point=built.point,
+            broker_utc_offset_s=self._offset_s or 0,
+            latency_s=latency_s,
+        )
+        executed = self._tell(order_id, command)
+        self.on_answer(executed, command)
+        if executed.order.status is not Status.UNKNOWN:
+            self._release(order_id)
+        if not executed.order.is_open:
+            self._forget(order_id)
+        elif isinstance(outcome, NotSent):
+            self._wait(order_id, RETRY_TERMINAL_S * 2 ** min(executed.order.unreached - 1, 5))
+        else:
+            self._go_on(order_id)
 
-        def ended(done: "asyncio.Task[None]") -> None:
-            if self._probing.get(order_id) is done:
-                del self._probing[order_id]
-
-        task.add_done_callback(ended)
-
-    async def _probe(self, order_id: str, cause: Cause) -> None:
-        """Asks for evidence until it decides. What it cannot decide stays UNKNOWN and is asked again."""
-        probes = 0
-        settling_since: float | None = None
-        while True:
-            order = self._ledger.order(order_id)
-            if order is None or order.status is not Status.UNKNOWN:
-                break
-            step = next_step(order, self._clock(), self._policy, probes=probes)
-            if not isinstance(step, Probe):
-                break
-            await asyncio.sleep(step.delay_s)
-            evidence = await self._ask(order)
-            now = time.monotonic()
-            if evidence.complete and settling_since is None:
-                settling_since = now
-            settled = settling_since is not None and now - settling_since >= self._settings.settle_s
-            executed = self._tell(
-                order_id,
-                RecordEvidence(
-                    attempt=order.attempt,
-                    complete=evidence.complete,
-                    settled=settled and evidence.complete,
-                    orders=evidence.orders,
-                    history=evidence.history,
-                    deals=evidence.deals,
-                    positions=evidence.positions,
-                    reason=evidence.reason,
-                    broker_utc_offset_s=self._offset_s,
-                    again=resend(order, self._clock(), self._policy),
-                ),
-                cause,
-            )
-            if executed.events:
-                log.info("probed", order_id=order_id, status=executed.order.status.value, reason=evidence.reason)
-            probes += 1
-        self._probing.pop(order_id, None)
-        self.take(order_id, cause)
-
-    async def _ask(self, order: Order) -> Evidence:
-        magic, comment = magic_of(order.order_id, order.attempt), comment_of(order.order_id, order.attempt)
-        since = order.requested.age_from if order.requested else None
-        age_s = max((self._clock() - since).total_seconds(), 0.0) if since else 0.0
-        try:
-            return await self._query.find([magic], [comment], age_s + 3600)
-        except TerminalError as error:
-            return Evidence(complete=False, reason=str(error))
+    def _resolved(self, order_id: str) -> None:
+        """Its outcome is unknown no more."""
+        self._release(order_id)
+        self._advance(order_id)
 
     # --- common -------------------------------------------------------------------------------------------------
 
-    def set_broker_utc_offset(self, offset_s: int) -> None:
-        self._offset_s = offset_s
+    @property
+    def _offset_s(self) -> int | None:
+        return self._connection.account.server_utc_offset_s
 
-    def _tell(self, order_id: str, command: OrderCommand, cause: Cause, *, soon: bool = False) -> Executed:
-        return self._ledger.execute(order_id, command, cause, soon=soon)
+    def _tell(self, order_id: str, command: OrderCommand, *, soon: bool = False) -> Executed:
+        return self._ledger.execute(order_id, command, self._causes.get(order_id, CAUSE), soon=soon)
 
     def _begin(self, orders: int) -> None:
         self.in_hand += orders
@@ -453,48 +503,3 @@ class Submitter:
         self.in_hand -= orders
         if not self.in_hand:
             self._idle.set()
-
-    def _guarded(self, work: "asyncio._CoroutineLike[None]", name: str) -> "asyncio.Task[None]":
-        """A task whose unexpected end stops the service: an order must not wait on a dead loop."""
-        task: asyncio.Task[None] = asyncio.create_task(work, name=name)
-
-        def ended(done: "asyncio.Task[None]") -> None:
-            if not done.cancelled() and (error := done.exception()) is not None and not self.failure.done():
-                self.failure.set_result(error)
-
-        task.add_done_callback(ended)
-        return task
-
-
-async def _next(queue: deque[str], wake: asyncio.Event, most: int) -> list[str]:
-    """Waits for the queue and takes at most `most`."""
-    while not queue:
-        wake.clear()
-        await wake.wait()
-    return [queue.popleft() for _ in range(min(most, len(queue)))]
-
-
-def build_request(order: Order, attempt: int, symbol: Symbol, default_deviation: int) -> TradeRequest:
-    """The trade request of an attempt. The filling is chosen from what the symbol allows when none was given."""
-    request = order.request
-    assert request is not None
-    buy = request.side == "buy"
-    if request.filling is not None:
-        filling = _FILLINGS[request.filling]
-    elif symbol.trade_exemode < _EXECUTION_MARKET or symbol.filling_mode & _FLAG_FOK:
-        filling = FILLING_FOK
-    else:
-        filling = FILLING_IOC if symbol.filling_mode & _FLAG_IOC else FILLING_RETURN
-    return TradeRequest(
-        action=ACTION_DEAL,
-        symbol=request.symbol,
-        volume=request.volume or ZERO,
-        type=TYPE_BUY if buy else TYPE_SELL,
-        price=request.price or (symbol.ask if buy else symbol.bid),
-        sl=request.sl or ZERO,
-        tp=request.tp or ZERO,
-        deviation=request.deviation if request.deviation is not None else default_deviation,
-        type_filling=filling,
-        magic=magic_of(order.order_id, attempt),
-        comment=comment_of(order.order_id, attempt),
-    )

@@ -24,6 +24,7 @@ import msgspec
 from gateway.broker import (
     Account,
     Activity,
+    Answered,
     CheckOutcome,
     Evidence,
     LoginRefused,
@@ -37,6 +38,7 @@ from gateway.broker import (
     Tick,
     Unknown,
 )
+from gateway.retcodes import lookup_error
 from gateway.terminal_child import (
     AskAccount,
     AskActivity,
@@ -50,13 +52,13 @@ from gateway.terminal_child import (
     Reply,
     SendAll,
     TerminalSettings,
+    Verify,
 )
 from gateway.terminal_link import Child, Exchange, decode_outcome, start_process
 from ledger.trade import TradeRequest
 
 BATCH: Final = 8  # sends written to the child at once
 FIRST_DELAY_S: Final = 0.1
-LONGEST_DELAY_S: Final = 10.0
 FIND_CALLS: Final = 4  # a find is that many queries: its deadline is as many times longer
 
 T = TypeVar("T")
@@ -210,7 +212,7 @@ class TerminalProcess:
         delay = FIRST_DELAY_S
         while True:
             await asyncio.sleep(delay * self._jitter.uniform(0.75, 1.25))
-            delay = min(delay * 2, LONGEST_DELAY_S)
+            delay = min(delay * 2, self.settings.reconnect_interval_s)
             async with self._starting:
                 if self._child is not None:
                     return
@@ -233,7 +235,10 @@ class TerminalProcess:
                 outcomes += [self._not_running()] * len(batch)
                 continue
             exchange = child.submit(SendAll(batch), self.settings.call_deadline_s)
-            outcomes += _outcomes(exchange, await exchange.future, len(batch))
+            found = _outcomes(exchange, await exchange.future, len(batch))
+            if any(not isinstance(one, Answered) and lookup_error(one.code).link_broken for one in found):
+                child.kill("the terminal's link is broken")  # what is sent after that would only be unknown too
+            outcomes += found
         return outcomes
 
     async def check(self, requests: Sequence[TradeRequest]) -> list[CheckOutcome]:
@@ -277,11 +282,17 @@ class TerminalProcess:
             raise TerminalError("the terminal did not show the target")
         return view
 
-    async def activity(self, since_msc: int) -> Activity:
-        activity = await self._ask(AskActivity(since_msc), _activity, calls=FIND_CALLS)
+    async def activity(self, since_msc: int, *, orders: bool = True, rest: bool = True) -> Activity:
+        activity = await self._ask(AskActivity(since_msc, orders, rest), _activity, calls=FIND_CALLS)
         if activity is None:
             raise TerminalError("the terminal did not show the account's activity")
         return activity
+
+    async def verify(self) -> Account:
+        account = await self._ask(Verify(), _account)
+        if account is None:
+            raise TerminalError("the terminal shows no account")
+        return account
 
     async def _ask(self, call: Call, decode: Callable[[bytes], Reply[T]], calls: int = 1) -> T | None:
         child = self._child

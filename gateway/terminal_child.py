@@ -22,11 +22,12 @@ from typing import Any, Final, Generic, Literal, NoReturn, TypeVar
 import msgspec
 
 from gateway.broker import LoginRefused, NotSent, Send, Target, TerminalError
+from gateway.frames import Frames, frame
 from gateway.mt5 import Mt5Session
+from gateway.processes import tune_collector
 from ledger.trade import TradeRequest
 
 LOCK_POLL_S: Final = 0.02
-MAX_FRAME: Final = 256 * 1024 * 1024
 REFUSES_SENDS: Final = NotSent(0, "a query terminal does not send")
 
 T = TypeVar("T")
@@ -44,11 +45,15 @@ class TerminalSettings(msgspec.Struct, frozen=True, kw_only=True):
     login: int = 0  # 0: whatever account the terminal is logged in to
     server: str = ""
     path: str = ""
+    portable: bool = False
+    bridge_host: str = "127.0.0.1"  # of the mt5linux server
+    bridge_port: int = 18812
     timeout_s: float = 60.0  # of initialize and login
     call_deadline_s: float = 10.0  # of every other call, kept by the parent
     deal_wait_s: float = 0.05
     lock_wait_s: float = 10.0
     restart: bool = True
+    reconnect_interval_s: float = 10.0  # the longest pause between two attempts to connect again
     clock_symbol: str = "EURUSD"  # its ticks show the server's time zone
     seed: int = 1
     simulated_options: tuple[str, ...] = ()  # arguments of a new simulated broker
@@ -59,7 +64,8 @@ class TerminalSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def lock_path(self) -> Path:
-        place = blake2b(f"{self.kind}|{self.server}|{self.path}".encode(), digest_size=4).hexdigest()
+        bridge = f"|{self.bridge_host}:{self.bridge_port}" if self.kind == "mt5linux" else ""
+        place = blake2b(f"{self.kind}|{self.server}|{self.path}{bridge}".encode(), digest_size=4).hexdigest()
         return Path(self.folder) / f"terminal-{self.login}-{place}.lock"
 
 
@@ -103,9 +109,35 @@ class AskTarget(msgspec.Struct, frozen=True, tag=7, array_like=True):
 
 class AskActivity(msgspec.Struct, frozen=True, tag=8, array_like=True):
     since_msc: int
+    orders: bool = True
+    rest: bool = True
 
 
-Call = Connect | CheckAll | SendAll | AskSymbol | AskTick | AskAccount | Find | AskTarget | AskActivity
+class Verify(msgspec.Struct, frozen=True, tag=9, array_like=True):
+    pass
+
+
+Call = Connect | CheckAll | SendAll | AskSymbol | AskTick | AskAccount | Find | AskTarget | AskActivity | Verify
+
+
+class Read(msgspec.Struct, frozen=True, tag=20, array_like=True):
+    """A read call of the module as it is, for those who want its own structs (gateway/mt5_manager.py)."""
+
+    function: str
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+
+# Those that change nothing: all others are orders, or of the connection.
+READ_CALLS: Final = frozenset(
+    (
+        "version", "terminal_info", "account_info", "symbols_total", "symbols_get", "symbol_info", "symbol_info_tick",
+        "market_book_add", "market_book_get", "market_book_release", "copy_rates_from", "copy_rates_from_pos",
+        "copy_rates_range", "copy_ticks_from", "copy_ticks_range", "orders_total", "orders_get", "positions_total",
+        "positions_get", "history_orders_total", "history_orders_get", "history_deals_total", "history_deals_get",
+        "order_check", "order_calc_margin", "order_calc_profit",
+    )
+)  # fmt: skip
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True):
@@ -122,7 +154,7 @@ class Reply(msgspec.Struct, Generic[T], frozen=True, array_like=True):
     at: float = 0.0  # monotonic time of an outcome within a batch: from then on the next one had its time
 
 
-_calls = msgspec.msgpack.Decoder(Call)
+_calls = msgspec.msgpack.Decoder(Call | Read)
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -132,22 +164,17 @@ class Parent:
     def __init__(self, sock: socket.socket, evidence: socket.socket) -> None:
         self.socket = sock
         self.evidence = evidence
-        self._buffer = bytearray()
+        self._frames = Frames()
+        self._poll = select.poll() if hasattr(select, "poll") else None
+        if self._poll is not None:
+            self._poll.register(sock, select.POLLIN)
 
-    def receive(self) -> Call:
+    def receive(self) -> Call | Read:
         """The next request; the process ends when there will be none."""
-        buffer = self._buffer
-        while len(buffer) < 4 or len(buffer) < 4 + int.from_bytes(buffer[:4], "little"):
-            try:
-                data = self.socket.recv(65536)
-            except OSError:
-                data = b""
-            if not data:
-                leave()
-            buffer += data
-        length = int.from_bytes(buffer[:4], "little")
-        call: Call = _calls.decode(buffer[4 : 4 + length])
-        del buffer[: 4 + length]
+        try:
+            call: Call | Read = _calls.decode(self._frames.receive(self.socket))
+        except (OSError, EOFError):
+            leave()
         return call
 
     def reply(self, value: Any = None, failed: Failed | None = None) -> None:
@@ -159,16 +186,16 @@ class Parent:
 
     @staticmethod
     def _write(sock: socket.socket, reply: Reply[Any]) -> None:
-        payload = _encode(reply)
         try:
-            sock.sendall(len(payload).to_bytes(4, "little") + payload)
+            sock.sendall(frame(_encode(reply)))
         except OSError:
             leave()
 
     def leave_if_gone(self) -> None:
         """The parent asks nothing new before it has all answers, so there is data only at its end."""
         try:
-            if select.select([self.socket], [], [], 0)[0] and not self.socket.recv(1, socket.MSG_PEEK):
+            readable = self._poll.poll(0) if self._poll is not None else select.select([self.socket], [], [], 0)[0]
+            if readable and not self.socket.recv(1, socket.MSG_PEEK):
                 leave()
         except OSError:
             leave()
@@ -201,6 +228,7 @@ def serve(parent: Parent) -> None:
     session = _connected(parent, first)
     if session is None:
         return
+    tune_collector()
     while not session.link_broken:
         call = parent.receive()
         try:
@@ -209,8 +237,12 @@ def serve(parent: Parent) -> None:
             parent.reply(failed=_failed(error))
 
 
-def _answer(parent: Parent, session: Mt5Session, call: Call, *, may_send: bool) -> None:
+def _answer(parent: Parent, session: Mt5Session, call: Call | Read, *, may_send: bool) -> None:
     match call:
+        case Read(function, arguments, keywords):
+            if function not in READ_CALLS:
+                raise TerminalError(f"{function} is no read call")
+            parent.reply(session.read(function, arguments, keywords))
         case SendAll(sends):
             for left in range(len(sends) - 1, -1, -1):
                 parent.leave_if_gone()
@@ -231,8 +263,10 @@ def _answer(parent: Parent, session: Mt5Session, call: Call, *, may_send: bool) 
             parent.reply(session.find(magics, comments, since_s))
         case AskTarget(target):
             parent.reply(session.target(target))
-        case AskActivity(since_msc):
-            parent.reply(session.activity(since_msc))
+        case AskActivity(since_msc, orders, rest):
+            parent.reply(session.activity(since_msc, orders=orders, rest=rest))
+        case Verify():
+            parent.reply(session.verify())
         case Connect():
             raise TerminalError("already connected")
 
@@ -247,11 +281,12 @@ def _connected(parent: Parent, call: Connect) -> Mt5Session | None:
         if settings.role == "trade":
             _obtain_lock(parent, settings)
         session = Mt5Session(
-            load_module(settings),
+            load_module(settings, share_cpu=settings.role == "trade"),
             login=settings.login,
             password=call.password,
             server=settings.server,
             path=settings.path,
+            portable=settings.portable,
             timeout_s=settings.timeout_s,
             deal_wait_s=settings.deal_wait_s,
             clock_symbol=settings.clock_symbol,
@@ -287,12 +322,18 @@ def _obtain_lock(parent: Parent, settings: TerminalSettings) -> None:
 _held: Final[list[object]] = []
 
 
-def load_module(settings: TerminalSettings) -> Any:
-    """The MetaTrader5 module, or what stands for it. Raises TerminalError if it is not installed."""
+def load_module(settings: TerminalSettings, *, share_cpu: bool = False) -> Any:
+    """The MetaTrader5 module, or what stands for it. `share_cpu` keeps this process on one CPU with a simulated broker.
+    Raises TerminalError if it is not installed."""
     if settings.kind == "simulated":
         from gateway.simulated.terminal import load
 
-        return load(settings.broker_folder, seed=settings.seed, options=settings.simulated_options)
+        return load(
+            settings.broker_folder,
+            seed=settings.seed,
+            options=settings.simulated_options,
+            share_cpu=share_cpu,
+        )
     if settings.kind == "native":
         from importlib import import_module
 
@@ -300,7 +341,9 @@ def load_module(settings: TerminalSettings) -> Any:
             return import_module("MetaTrader5")
         except ImportError as error:
             raise TerminalError(f"cannot import MetaTrader5, which exists for Windows only: {error}") from None
-    raise TerminalError(f"terminal kind {settings.kind!r} is not available")
+    from gateway.mt5_bridge import Bridge
+
+    return Bridge(settings.bridge_host, settings.bridge_port)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, cast
@@ -14,8 +14,9 @@ from typing import Any, Final, cast
 import msgspec
 
 from gateway.broker import Outcome
+from gateway.frames import Frames, frame
 from gateway.processes import child_environment
-from gateway.terminal_child import Call, Reply, TerminalSettings
+from gateway.terminal_child import Call, Reply, SendAll, TerminalSettings
 
 KILL_WAIT_S: Final = 5.0
 
@@ -26,19 +27,19 @@ decode_outcome = msgspec.msgpack.Decoder(Reply[Outcome]).decode
 class Exchange:
     """One call to the child and its replies. `future` ends when the reply came, or none will come any more."""
 
-    __slots__ = ("begun", "deadline_s", "frame", "future", "proven", "replies")
+    __slots__ = ("begun", "deadline_s", "frame", "future", "has_notes", "proven", "replies")
 
     def __init__(self, call: Call, deadline_s: float, future: "asyncio.Future[str]") -> None:
-        payload = _encode(call)
-        self.frame = len(payload).to_bytes(4, "little") + payload
+        self.frame = frame(_encode(call))
         self.deadline_s = deadline_s
         self.future = future  # "" or why the reply is missing
         self.replies: list[bytes] = []  # the last is the reply to the call, those before it are evidence
+        self.has_notes = isinstance(call, SendAll) and len(call.sends) > 1
         self.begun = False  # written to the child
         self.proven = True  # the child is gone: what lies behind the first missing reply was not begun
 
 
-class Child(asyncio.Protocol):
+class Child(asyncio.BufferedProtocol):
     """A running child: one exchange at a time, each with its deadline."""
 
     def __init__(
@@ -54,11 +55,12 @@ class Child(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
-        self._buffer = bytearray()
+        self._frames = Frames()
         self._current: Exchange | None = None
         self._waiting: deque[Exchange] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._notes = bytearray()
+        self._due = 0.0  # when the current exchange has had its time; the timer may be earlier
+        self._notes = Frames()
         self._peer_closed = False
         self._killed = False
         self._reason = "the terminal process ended"
@@ -68,10 +70,12 @@ class Child(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods, not by its class
 
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        for frame in _frames(self._buffer):
-            self._answered(frame)
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._frames.view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        for reply in self._frames.take(nbytes):
+            self._answered(reply)
 
     def eof_received(self) -> None:
         self._peer_closed = True
@@ -102,17 +106,20 @@ class Child(asyncio.Protocol):
         self._current = exchange
         exchange.begun = True
         self._transport.write(exchange.frame)
-        self._timer = self._loop.call_later(exchange.deadline_s, self._expired)
+        self._due = self._loop.time() + exchange.deadline_s
+        if self._timer is None or self._timer.when() > self._due:
+            self._stop_timer()
+            self._timer = self._loop.call_at(self._due, self._expired)
 
-    def _answered(self, frame: bytes) -> None:
+    def _answered(self, reply: bytes) -> None:
         exchange = self._current
         if exchange is None:
             self.kill("the terminal process answered without being asked")
             return
-        exchange.replies += (*self._read_evidence(), frame)
+        if exchange.has_notes:
+            exchange.replies += self._read_evidence()
+        exchange.replies.append(reply)
         self._current = None
-        if not self._killed:
-            self._stop_timer()
         if not exchange.future.done():
             exchange.future.set_result("")
         self._begin_next()
@@ -124,21 +131,26 @@ class Child(asyncio.Protocol):
 
     def _read_evidence(self) -> list[bytes]:
         """What the child has noted since the last look."""
+        notes: list[bytes] = []
         with suppress(BlockingIOError, ConnectionError):
-            while data := self._evidence.recv(65536):
-                self._notes += data
-        return list(_frames(self._notes))
+            while received := self._evidence.recv_into(self._notes.view):
+                notes += self._notes.take(received)
+        return notes
 
     def _expired(self) -> None:
-        """The deadline is each send's own: it counts from the outcome before it."""
-        assert self._current is not None
-        if notes := self._read_evidence():
-            self._current.replies += notes
-            since = self._loop.time() - decode_outcome(notes[-1]).at  # the loop's clock is time.monotonic
-            if since < self._current.deadline_s:
-                self._timer = self._loop.call_later(self._current.deadline_s - since, self._expired)
-                return
-        self.kill(f"no answer from the terminal in {self._current.deadline_s:g} s")
+        """The deadline is each send's own: it counts from the outcome before it. One timer serves all exchanges, so
+        it may find that the current one still has time."""
+        self._timer = None
+        exchange = self._current
+        if exchange is None:
+            return
+        if exchange.has_notes and (notes := self._read_evidence()):
+            exchange.replies += notes
+            self._due = decode_outcome(notes[-1]).at + exchange.deadline_s  # the loop's clock is time.monotonic
+        if self._loop.time() < self._due:
+            self._timer = self._loop.call_at(self._due, self._expired)
+        else:
+            self.kill(f"no answer from the terminal in {exchange.deadline_s:g} s")
 
     # ---- ending
 
@@ -175,17 +187,6 @@ class Child(asyncio.Protocol):
         """Waits, in a thread of its own, until the operating system has forgotten the process."""
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(KILL_WAIT_S)
-
-
-def _frames(buffer: bytearray) -> Iterator[bytes]:
-    """The complete frames at the start of `buffer`, which are taken out of it."""
-    while len(buffer) >= 4:
-        end = 4 + int.from_bytes(buffer[:4], "little")
-        if len(buffer) < end:
-            return
-        frame = bytes(buffer[4:end])
-        del buffer[:end]
-        yield frame
 
 
 def start_process(settings: TerminalSettings, *sockets: socket.socket) -> "subprocess.Popen[bytes]":

@@ -12,8 +12,11 @@ from ledger.account_events import (
     AccountDisconnected,
     AccountEvent,
     AccountReconciled,
+    AlertRaised,
     ConfigurationAccepted,
     ConfigurationRefused,
+    ControlReceived,
+    DealsFollowed,
     ExternalDealObserved,
     LoginRefused,
     SnapshotTaken,
@@ -37,6 +40,10 @@ class Account(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         """Why nothing may open or add to a position, in one line; empty when nothing is halted."""
         return "; ".join(f"{halt.source}: {halt.reason}" for halt in self.halts)
 
+    def halt(self, source: str) -> TradingHalted | None:
+        """The halt of this source, if it is in force."""
+        return next((halt for halt in self.halts if halt.source == source), None)
+
 
 def evolve_account(account: Account, event: AccountEvent) -> Account:
     """The state after the event."""
@@ -55,7 +62,9 @@ def evolve_account(account: Account, event: AccountEvent) -> Account:
             changes["halts"] = tuple(halt for halt in account.halts if halt.source != event.source)
         case ConfigurationAccepted():
             changes["config_version"] = event.version
-        case ExternalDealObserved() | ConfigurationRefused() | AccountReconciled() | SnapshotTaken():
+        case ExternalDealObserved() | DealsFollowed() | ConfigurationRefused() | AccountReconciled() | SnapshotTaken():
+            pass
+        case ControlReceived() | AlertRaised():
             pass
         case _:
             assert_never(event)

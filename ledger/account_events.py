@@ -36,22 +36,34 @@ class LoginRefused(Fact, frozen=True, kw_only=True, gc=False, tag="account.login
 
 
 class ExternalDealObserved(Fact, frozen=True, kw_only=True, gc=False, tag="account.external_deal_observed"):
-    """A deal of this account that is none of ours: by hand, by another program, by the broker."""
+    """A deal of this account that no request of ours asked for: by hand, by another program, by the broker (stop
+    loss, take profit, stop-out, costs). `order_id`: the order that opened the position it acts on, where known."""
 
     deal: Deal
     broker_time: datetime | None = None
     broker_utc_offset_s: int = 0
     note: str = ""
+    order_id: str = ""
+
+
+class DealsFollowed(Fact, frozen=True, kw_only=True, gc=False, tag="account.deals_followed"):
+    """Where to look for deals after a restart: all that the broker showed before `through_msc` (its clock) are in the
+    ledger before this event. `tickets`: those of them that are looked at again from there on."""
+
+    through_msc: int
+    tickets: tuple[int, ...] = ()
 
 
 class TradingHalted(Fact, frozen=True, kw_only=True, gc=False, tag="account.halted"):
     """Nothing may open or add to a position from here on. `source`: `operator`, `configuration`, `limit` or
-    `heartbeat`; each lifts only its own. `cancel_orders`: whether working orders are cancelled too."""
+    `heartbeat`; each lifts only its own. `cancel_orders`: whether working orders are cancelled too. `until`: when the
+    source lifts it by itself, where it is known."""
 
     source: str
     reason: str
     by: str = ""
     cancel_orders: bool = False
+    until: datetime | None = None
 
 
 class TradingResumed(Fact, frozen=True, kw_only=True, gc=False, tag="account.resumed"):
@@ -60,6 +72,29 @@ class TradingResumed(Fact, frozen=True, kw_only=True, gc=False, tag="account.res
     source: str
     reason: str = ""
     by: str = ""
+
+
+class ControlReceived(Fact, frozen=True, kw_only=True, gc=False, tag="account.control_received"):
+    """Somebody asked for `command` (halt, resume, close_all, reconcile, resolve): recorded before it is done, and
+    also when it is refused, for `reasons`. `by`: who, as the caller says; `raw`: the request as it came."""
+
+    command: str
+    by: str
+    reason: str = ""
+    accepted: bool = True
+    reasons: tuple[str, ...] = ()
+    raw: Raw | None = None
+
+
+class AlertRaised(Fact, frozen=True, kw_only=True, gc=False, tag="account.alert_raised"):
+    """What a person must look at, where no other event says it already. `about`: the seq of the event it speaks of;
+    0 where there is none."""
+
+    kind: str
+    text: str
+    order_id: str = ""
+    symbol: str = ""
+    about: int = 0
 
 
 class ConfigurationAccepted(Fact, frozen=True, kw_only=True, gc=False, tag="account.configuration_accepted"):
@@ -133,8 +168,11 @@ AccountEvent = (
     | AccountDisconnected
     | LoginRefused
     | ExternalDealObserved
+    | DealsFollowed
     | TradingHalted
     | TradingResumed
+    | ControlReceived
+    | AlertRaised
     | ConfigurationAccepted
     | ConfigurationRefused
     | AccountReconciled

@@ -128,12 +128,40 @@ def restore(
         if later is not None:
             whole = verify(watch("verifying what came later", manifest.last_seq, records()))
             _must_be_sound(whole, f"what the log adds to the backup {folder}")
-        lock = store.lock()
-        try:
-            store.fill(watch("restoring", whole.last_seq, records()))
-            found = verify(watch("verifying the ledger", whole.last_seq, store.scan()))
-        finally:
-            lock.release()
+        return _filled(store, records(), whole, watch)
+
+
+def restore_log(
+    log: Callable[[], Iterable[Recorded]], store: EventStore, what: str, watch: Watch = _unwatched, total: int = 0
+) -> Verification:
+    """Stores a whole ledger that was kept elsewhere, byte for byte, in an empty one, and returns what is there then.
+
+    `log` gives, each time it is called, the same events from the first on, in order; what stands behind the last
+    whole commit is left out. `what` names it for a person, `total` is how many events it has, if known. Everything is
+    verified before anything is written, and the ledger afterwards. Raises BackupUnusable when the log is empty,
+    LedgerDamaged when it is not sound, LedgerLocked when a writer is at work, LedgerUnavailable when the ledger is not
+    empty or cannot be written: then it is as it was.
+    """
+
+    def records() -> Iterator[Recorded]:
+        for batch in batches(log()):
+            yield from batch
+
+    whole = verify(watch(f"verifying {what}", total, records()))
+    _must_be_sound(whole, what)
+    if not whole.events:
+        raise BackupUnusable(f"{what} holds no whole commit: there is nothing to restore")
+    return _filled(store, records(), whole, watch)
+
+
+def _filled(store: EventStore, records: Iterable[Recorded], whole: Verification, watch: Watch) -> Verification:
+    verified = takewhile(lambda one: one.seq <= whole.last_seq, records)  # a log may have grown meanwhile
+    lock = store.lock()
+    try:
+        store.fill(watch("restoring", whole.last_seq, verified))
+        found = verify(watch("verifying the ledger", whole.last_seq, store.scan()))
+    finally:
+        lock.release()
     _must_be_sound(found, f"the ledger {store.name}")
     _must_end(found, whole.ledger_id, whole.last_seq, whole.head, f"the ledger {store.name}")
     return found

@@ -56,6 +56,23 @@ class GiveUp(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     reason: str
 
 
+class WithdrawOrder(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Ends an order before it is sent, because another request, `by`, cancels it."""
+
+    by: str
+
+
+class CompleteCancel(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A cancel took effect without the broker: its target had not been sent."""
+
+
+class ParkOrder(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """It cannot be sent now, for a reason that the broker did not give."""
+
+    reason: str
+    again: Again
+
+
 class RecordCheck(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What `order_check` said of `request`. `result` None: it could not be asked, `problem` says why."""
 
@@ -173,6 +190,9 @@ OrderCommand = (
     | RefuseOrder
     | ExpireOrder
     | GiveUp
+    | WithdrawOrder
+    | CompleteCancel
+    | ParkOrder
     | RecordCheck
     | StartSend
     | RecordAnswer

@@ -6,9 +6,11 @@ It may refuse a request of a client, never a fact of the broker: a fact that doe
 from typing import Final, assert_never
 
 from ledger.commands import (
+    CompleteCancel,
     ExpireOrder,
     GiveUp,
     OrderCommand,
+    ParkOrder,
     ReceiveOrder,
     RecordAnswer,
     RecordCheck,
@@ -21,11 +23,12 @@ from ledger.commands import (
     RefuseOrder,
     ResolveOutcome,
     StartSend,
+    WithdrawOrder,
 )
 from ledger.errors import InvariantViolated
 from ledger.evidence import ENDED_STATES, Absent, Dealt, Done, Ended, Inconclusive, Superseded, Working, judge
 from ledger.fills import Context, record_deals
-from ledger.order import AT_BROKER, CONCLUDED, IDLE, Order, Status, Terms, evolve
+from ledger.order import AT_BROKER, CONCLUDED, IDLE, UNRESOLVED, Order, Status, Terms, evolve
 from ledger.order_events import (
     AnomalyDetected,
     BrokerAnswered,
@@ -45,7 +48,7 @@ from ledger.order_events import (
     SendAbandoned,
     SendStarted,
 )
-from ledger.outcomes import cancelled, completed, ended_at_broker, failed, placed, unknown
+from ledger.outcomes import cancelled, completed, ended_at_broker, failed, placed, provisional, unknown
 from ledger.trade import (
     ACTION_MODIFY,
     ACTION_PENDING,
@@ -56,7 +59,6 @@ from ledger.trade import (
     RETCODE_DONE_PARTIAL,
     WORKING_STATES,
     BrokerOrder,
-    Deal,
     TradeResult,
 )
 from ledger.values import plain
@@ -98,6 +100,14 @@ def decide(order: Order, command: OrderCommand) -> list[OrderEvent]:
             if order.status not in IDLE:
                 return []
             return [failed(order, command.reason)]
+        case WithdrawOrder():
+            if order.status not in IDLE:
+                return []
+            return [cancelled(order, 0, "cancelled before it was sent", command.by)]
+        case CompleteCancel():
+            return [completed(order)] if order.status in IDLE else []
+        case ParkOrder():
+            return _park(order, command)
         case RecordNotSent():
             if order.status is not Status.SENDING or order.attempt != command.attempt:
                 return []
@@ -177,6 +187,20 @@ def _checked(order: Order, command: RecordCheck) -> list[OrderEvent]:
     ]
 
 
+def _park(order: Order, command: ParkOrder) -> list[OrderEvent]:
+    if order.status not in IDLE or order.status is Status.PARKED:
+        return []
+    return [
+        OrderParked(
+            attempt=order.attempt,
+            recheck_s=command.again.delay_s,
+            not_before=command.again.not_before,
+            reason=command.reason,
+            symbol=order.symbol,
+        )
+    ]
+
+
 def _start(order: Order, command: StartSend) -> list[OrderEvent]:
     if order.status not in IDLE or command.attempt != order.attempt + 1:
         raise InvariantViolated(
@@ -231,7 +255,7 @@ def _succeeded(order: Order, command: RecordAnswer, *, decides: bool) -> list[Or
             events = [*_late(order, "order"), placed(order, result.order, result.retcode, command.retcode_name)]
         if not command.deals:
             return events
-    deals = command.deals or ((_provisional(order, result),) if result.deal else ())
+    deals = command.deals or ((provisional(order, result),) if result.deal else ())
     if not deals:
         return [*events, *_without_deal(order, command)] if decides else events
     context = Context(
@@ -316,18 +340,6 @@ def _refused_by_broker(order: Order, command: RecordAnswer) -> OrderEvent:
     )
 
 
-def _provisional(order: Order, result: TradeResult) -> Deal:
-    """A fill known from the result alone: no costs yet, completed when the deal shows."""
-    sent = order.sent
-    return Deal(
-        ticket=result.deal,
-        type=sent.type % 2 if sent else 0,
-        position_id=(sent.position if sent else 0) or result.order,
-        volume=result.volume or order.remaining,
-        price=result.price,
-    )
-
-
 # --- unknown outcomes -------------------------------------------------------------------------------------------
 
 
@@ -380,9 +392,21 @@ def _evidence(order: Order, command: RecordEvidence) -> list[OrderEvent]:
             ]
         case Inconclusive() as open_:
             probed = OutcomeProbed(
-                attempt=command.attempt, complete=command.complete, found=open_.found, reason=open_.reason
+                attempt=command.attempt,
+                complete=command.complete,
+                found=open_.found,
+                reason=open_.reason,
+                settled=command.complete and command.settled,
             )
-            return [] if probed == order.probed else [probed]
+            return [] if probed == order.probed else [probed, *_unresolved(order, probed)]
+
+
+def _unresolved(order: Order, probed: OutcomeProbed) -> list[OrderEvent]:
+    """The alert that an outcome stays unknown although nothing can arrive any more: once for each attempt."""
+    if not probed.settled or order.alerted_attempt == order.attempt:
+        return []
+    detail = f"attempt {order.attempt}: {probed.reason or 'what the broker shows decides nothing'}"
+    return [AnomalyDetected(kind=UNRESOLVED, detail=detail, symbol=order.symbol)]
 
 
 def _resolved(

@@ -7,7 +7,7 @@ hostile bytes give reasons, never an exception. Unknown fields are kept in the r
 import hashlib
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
@@ -118,13 +118,6 @@ _text_decoder = msgspec.json.Decoder(str)
 _canonical = msgspec.json.Encoder(decimal_format="string", order="sorted").encode
 
 
-class Supported(NamedTuple):
-    """What a gateway can do, of all that is defined here."""
-
-    actions: frozenset[str]
-    order_types: frozenset[str]
-
-
 class Received(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A message, read. `order_id` is None when no order can be named by it; `request` is None when `reasons`
     speak against it. `category`: `malformed` (not understood) or `refused` (understood, not allowed)."""
@@ -163,11 +156,10 @@ def content_of(request: OrderRequest) -> str:
     return hashlib.sha256(_canonical(fields)).hexdigest()
 
 
-def read_order(payload: bytes, account: str = "", supported: Supported | None = None) -> Received:
+def read_order(payload: bytes, account: str = "") -> Received:
     """What the bytes of an order message say, and every reason why they cannot be acted on.
 
-    `account`: the login this gateway serves; a body that names another is refused. `supported`: what the gateway
-    can do; None for everything.
+    `account`: the login this gateway serves; a body that names another is refused.
     """
     raw = raw_of(payload)
     try:
@@ -181,19 +173,15 @@ def read_order(payload: bytes, account: str = "", supported: Supported | None = 
         return _outcome(reader, raw, order_id, None, "malformed")
     request = reader.request(order_id or "")
     malformed = bool(reader.reasons)
-    reader.reasons += _objections(request, account, supported)
+    reader.reasons += _objections(request, account)
     if malformed:
         return _outcome(reader, raw, order_id, None, "malformed")
     return _outcome(reader, raw, order_id, request, "refused" if reader.reasons else "")
 
 
-def _objections(request: OrderRequest, account: str, supported: Supported | None) -> list[str]:
+def _objections(request: OrderRequest, account: str) -> list[str]:
     """What speaks against a request as far as it is understood, whatever the broker would say."""
     problems = []
-    if supported is not None and request.action not in supported.actions:
-        return [f"action {request.action!r} is not supported by this version"]
-    if supported is not None and request.order_type and request.order_type not in supported.order_types:
-        problems.append(f"order_type {request.order_type!r} is not supported by this version")
     for name in ("price", "stop_limit_price", "sl", "tp"):
         price = getattr(request, name)
         if price is not None and price < 0:

@@ -99,6 +99,8 @@ TRANSITIONS: Final = MappingProxyType(
             OrderFailed: _S.FAILED,
             OrderRejected: _S.REJECTED,
             SendStarted: _S.SENDING,
+            OrderCancelled: _S.CANCELLED,
+            OrderParked: _S.PARKED,
         },
     )
     | _moves({_S.SENDING}, {OutcomeUnknown: _S.UNKNOWN, SendAbandoned: _S.READY})
@@ -164,6 +166,10 @@ OUTCOMES: Final = (
 _TOLD: Final = frozenset(OUTCOMES)
 
 
+# The kind of anomaly that says: this outcome stays unknown until an operator decides.
+UNRESOLVED: Final = "unresolved_outcome"
+
+
 class KnownDeal(msgspec.Struct, frozen=True, gc=False):
     """A deal of the order, as recorded last. `version` is that of its fill."""
 
@@ -190,7 +196,8 @@ class Terms(msgspec.Struct, frozen=True, gc=False):
 
 class Order(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The state of one order. `version` is that of its stream; `sent` the request of the current attempt, `before`
-    what it acts on; `not_before` and `delay_s` tell when a waiting or parked order is tried again."""
+    what it acts on, `position_id` the position its deals belong to; `not_before` and `delay_s` tell when a waiting or
+    parked order is tried again. `alerted_attempt` is the last whose unknown outcome was alerted."""
 
     order_id: str
     status: Status = Status.NEW
@@ -210,9 +217,11 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     filled_volume: Decimal = ZERO
     deals: tuple[KnownDeal, ...] = ()
     order_ticket: int = 0
+    position_id: int = 0
     answer_retcode: int = 0
     answer_name: str = ""
     probed: OutcomeProbed | None = None
+    alerted_attempt: int = 0
     duplicates: int = 0
     conflicts: int = 0
     outcome_version: int = 0
@@ -292,6 +301,7 @@ def evolve(order: Order, event: OrderEvent) -> Order:
                 "filled_volume": event.filled_volume,
                 "deals": _with_deal(order, event),
                 "order_ticket": event.order_ticket or order.order_ticket,
+                "position_id": event.position_id or order.position_id,
             }
         case DuplicateReceived():
             changes["duplicates"] = event.number
@@ -327,9 +337,11 @@ def evolve(order: Order, event: OrderEvent) -> Order:
             | RequestCompleted()
             | OrderRejected()
             | OrderFailed()
-            | AnomalyDetected()
         ):
             pass
+        case AnomalyDetected():
+            if event.kind == UNRESOLVED:
+                changes["alerted_attempt"] = order.attempt
         case _:
             assert_never(event)
     return msgspec.structs.replace(order, **changes)

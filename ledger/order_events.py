@@ -132,12 +132,14 @@ class OutcomeUnknown(Fact, frozen=True, kw_only=True, gc=False, tag="order.outco
 
 class OutcomeProbed(Fact, frozen=True, kw_only=True, gc=False, tag="order.outcome_probed"):
     """The broker was asked for traces of the attempt. `complete`: all four queries succeeded while connected.
-    Recorded when what it shows changes, not on every repetition."""
+    `settled`: nothing can arrive any more, and still it is open. Recorded when what it shows changes, not on every
+    repetition."""
 
     attempt: int
     complete: bool
     found: bool
     reason: str = ""
+    settled: bool = False
 
 
 class OutcomeResolved(Fact, frozen=True, kw_only=True, gc=False, tag="order.outcome_resolved"):
@@ -253,7 +255,8 @@ class OrderModified(Fact, frozen=True, kw_only=True, gc=False, tag="order.modifi
 
 
 class OrderCancelled(Fact, frozen=True, kw_only=True, gc=False, tag="order.cancelled"):
-    """The broker cancelled the order, or what remained of it. `by` as in OrderModified."""
+    """The order, or what remained of it, was cancelled: by the broker, or, without an `order_ticket`, before it was
+    sent. `by` as in OrderModified."""
 
     symbol: str
     order_ticket: int

@@ -18,6 +18,7 @@ from ledger.trade import (
     ORDER_TYPES,
     ZERO,
     BrokerOrder,
+    Deal,
     TradeResult,
 )
 from ledger.values import plain
@@ -60,6 +61,18 @@ def completed(order: Order, result: TradeResult | None = None, retcode_name: str
         attempts=order.attempt,
         retcode=result.retcode if result else 0,
         retcode_name=retcode_name,
+    )
+
+
+def provisional(order: Order, result: TradeResult) -> Deal:
+    """A fill known from the result alone: no costs yet, completed when the deal shows."""
+    sent = order.sent
+    return Deal(
+        ticket=result.deal,
+        type=sent.type % 2 if sent else 0,
+        position_id=(sent.position if sent else 0) or result.order,
+        volume=result.volume or order.remaining,
+        price=result.price,
     )
 
 

@@ -43,7 +43,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Check(msgspec.Struct, frozen=True):
-    """Ask the broker whether it would accept the order."""
+    """Ask the broker whether it would accept the order. Only what opens: the answer is about money and limits, and
+    a close must not wait for it."""
 
 
 class Send(msgspec.Struct, frozen=True):
@@ -143,7 +144,7 @@ def _idle(order: Order, now: datetime, policy: Policy, waited_s: float, halted: 
         due_s = min((order.not_before - now) / timedelta(seconds=1), float(order.delay_s) - waited_s)
         if due_s > 0:
             return Wait(min(due_s, _left_s(order, now, policy) + 0.001))
-    if order.status is Status.REQUESTED and policy.validate_before_send:
+    if order.status is Status.REQUESTED and policy.validate_before_send and order.action == "open":
         return Check()
     return Send(order.attempt + 1)
 
@@ -174,8 +175,11 @@ def park(order: Order, now: datetime, policy: Policy) -> Again | None:
 
 
 def resend(order: Order, now: datetime, policy: Policy) -> Again | None:
-    """When to send again what provably is not at the broker; None unless the policy allows it, and time does."""
-    return retry(order, order.attempt, now, policy) if policy.resend_after_proven_absence else None
+    """When to send again what provably is not at the broker; None unless the policy allows it, and time does. What
+    acts on a target is never sent again by itself: the target may have moved on."""
+    if not policy.resend_after_proven_absence or order.action != "open":
+        return None
+    return retry(order, order.attempt, now, policy)
 
 
 def _again(order: Order, delay_s: float, now: datetime, policy: Policy) -> Again | None:

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import msgspec
 
 from ledger.errors import LedgerDamaged, LedgerLocked, LedgerUnavailable
-from ledger.events import WRITER_STREAM, BatchSealed, Recorded, decode, seq_of
+from ledger.events import WRITER_STREAM, BatchSealed, Recorded, decode, order_stream, seq_of
 from ledger.sqlite_log import LogKeeper, lengthen
 
 PAGE: Final = 4_000
@@ -70,6 +70,7 @@ class EventStore:
     table = "stored_events"
     cursor = "rowid"
     place = "?"
+    binary = ""  # what makes a comparison of texts one of bytes
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -128,6 +129,21 @@ class EventStore:
             found.update(row[0] for row in self._quick_rows(statement, part))
         return found
 
+    def order_ids(self, prefix: str = "") -> Iterator[str]:
+        """The ids of all orders that begin with the prefix, in pages."""
+        column = f"originator_id{self.binary}"
+        last, end = order_stream(prefix), order_stream(prefix) + "~"  # behind all that an order id may hold
+        statement = (
+            f"SELECT {column} FROM {self.table} WHERE {column} >= {self.place} AND {column} < {self.place} "  # noqa: S608
+            f"AND originator_version = 1 ORDER BY {column} LIMIT {PAGE}"
+        )
+        while True:
+            page = [str(row[0]) for row in self._rows(statement, (last, end))]
+            yield from (one.removeprefix("order/") for one in page)
+            if len(page) < PAGE:
+                return
+            last = page[-1] + " "  # before all that an order id may hold
+
     def head(self) -> Recorded | None:
         """The last seal."""
         where = f"originator_id = {self.place} ORDER BY originator_version DESC LIMIT 1"
@@ -164,6 +180,10 @@ class EventStore:
     def lock(self) -> WriterLock:
         """The writer's lock. Raises LedgerLocked when another process holds it; never waits for it."""
         raise NotImplementedError
+
+    def listen(self, told: Callable[[], None]) -> None:
+        """Calls `told` from another thread whenever anybody may have committed, until `close`. It is never called
+        where the database cannot tell of commits, as SQLite."""
 
     def close(self) -> None:
         raise NotImplementedError

@@ -17,10 +17,12 @@ import psycopg
 from psycopg import pq
 from psycopg.adapt import Buffer, Dumper
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.sql import SQL, Identifier
+from psycopg.sql import SQL, Identifier, Literal
 
+from ledger.cut import cut
 from ledger.errors import LedgerLocked, LedgerUnavailable
 from ledger.events import Recorded
+from ledger.listen_postgres import CHANNEL, Listener
 from ledger.store import STOP_IT, EventStore, VersionTaken, WriterLock
 
 T = TypeVar("T")
@@ -101,7 +103,7 @@ class _Watch:
             self._thread.join()
         with self._guard:
             for _, descriptor in self._busy.values():
-                _cut(descriptor)
+                cut(descriptor)
 
     def _run(self) -> None:
         while not self._ended.wait(WATCH_EVERY_S):
@@ -110,15 +112,7 @@ class _Watch:
             with self._guard:
                 for deadline, descriptor in self._busy.values():
                     if now > deadline:
-                        _cut(descriptor)
-
-
-def _cut(descriptor: int) -> None:
-    """Ends the connection under its reader, who then sees the server as gone."""
-    borrowed = socket.socket(fileno=descriptor)
-    with contextlib.suppress(OSError):
-        borrowed.shutdown(socket.SHUT_RDWR)
-    borrowed.detach()
+                        cut(descriptor)
 
 
 class PostgresStore(EventStore):
@@ -126,6 +120,7 @@ class PostgresStore(EventStore):
 
     cursor = "notification_id"
     place = "%s"
+    binary = ' COLLATE "C"'
 
     def __init__(self, url: str, *, readonly: bool) -> None:
         try:
@@ -140,6 +135,7 @@ class PostgresStore(EventStore):
         super().__init__("postgresql://{host}:{port}/{dbname}".format(**self._parameters))
         self._watch = _Watch()
         self._free: list[psycopg.Connection[Any]] = []
+        self._listeners: list[Listener] = []
         self._closed = False
         try:
             with self._connection() as connection:
@@ -157,6 +153,7 @@ class PostgresStore(EventStore):
             "INSERT INTO {} (originator_id, originator_version, topic, state) "
             "SELECT * FROM unnest(%b::text[], %b::bigint[], %b::text[], %b::bytea[])"
         ).format(table)
+        self._notify = SQL("NOTIFY {}, {}").format(Identifier(CHANNEL), Literal(self._schema))
         self._copy = SQL("COPY {} (originator_id, originator_version, topic, state) FROM STDIN").format(table)
 
     def _examined(self, connection: "psycopg.Connection[Any]") -> str:
@@ -230,8 +227,13 @@ class PostgresStore(EventStore):
         if self._closed:
             self._close_free()
 
+    def listen(self, told: Callable[[], None]) -> None:
+        self._listeners.append(Listener(self._parameters, self._schema, told))
+
     def close(self) -> None:
         self._closed = True
+        for listener in self._listeners:
+            listener.close()
         self._close_free()
         self._watch.close()
 
@@ -278,6 +280,7 @@ class PostgresStore(EventStore):
                     connection.execute("BEGIN")
                     connection.execute(self._lock_table)
                     connection.execute(self._insert, values)
+                    connection.execute(self._notify)  # heard when the transaction is committed, and not else
                     connection.execute("COMMIT")
                     pipeline.sync()
                 except psycopg.Error as error:

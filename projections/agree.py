@@ -8,17 +8,18 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from ledger.errors import LedgerLocked, LedgerUnavailable
-from ledger.events import Recorded, decode
+from ledger.events import Recorded
 from ledger.store import EventStore
 from projections.audit_files import read_audit
 from projections.clickhouse import Target, connect
+from projections.digest import TableAgreement, agree_tables
 from projections.migrate import check_database
-from projections.rows import EXECUTIONS, execution_row
+from projections.tables import ORDER_EVENTS
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
 PAGE: Final = 5_000
 _EVENTS: Final = (
     "SELECT seq, stream, stream_version, event, data FROM {database}.order_events FINAL "
-    "WHERE ledger_id = {ledger:String} AND seq > {after:UInt64} ORDER BY seq LIMIT {page:UInt32}"
-)
-_EXECUTIONS: Final = (
-    "SELECT {columns} FROM {database}.executions FINAL "
     "WHERE ledger_id = {ledger:String} AND seq > {after:UInt64} ORDER BY seq LIMIT {page:UInt32}"
 )
 
@@ -130,64 +127,27 @@ def held_by_clickhouse(client: "Client", database: str, ledger_id: str) -> Itera
         after = int(rows[-1][0])
 
 
-def agree_clickhouse(store: EventStore, client: "Client", database: str, ledger_id: str) -> tuple[Agreement, Agreement]:
-    """`order_events` byte for byte, and `executions` against the fills of the ledger, row by row."""
+def agree_clickhouse(store: EventStore, client: "Client", database: str, ledger_id: str) -> tuple[Agreement, ...]:
+    """`order_events` byte for byte, and every other table by the digest of the rows the ledger gives."""
     events = compare("clickhouse.order_events", scan(store), held_by_clickhouse(client, database, ledger_id))
-    return events, _agree_executions(store, client, database, ledger_id)
+    tables = agree_tables(scan(store), store.streams, client, database, ledger_id)
+    return events, *(_of_table(one) for one in tables if one.table != ORDER_EVENTS.name)
 
 
-def _agree_executions(store: EventStore, client: "Client", database: str, ledger_id: str) -> Agreement:
-    """Each row as text, rendered by the database from what it stores and here from what the fill should give."""
-    expected = (
-        Recorded(one.seq, one.stream, one.version, one.topic, shown)
-        for one in scan(store)
-        if one.topic in _FILLS and (shown := _shown(execution_row(one, decode(one)))) is not None
+def _of_table(found: TableAgreement) -> Agreement:
+    wanted, held = found.ledger, found.held
+    behind = max(0, wanted.rows - held.rows)
+    return Agreement(
+        projection=f"clickhouse.{found.table}",
+        compared=held.rows if found.ok else 0,
+        ledger=wanted.rows,
+        held=held.rows,
+        behind=behind,
+        seq=None if found.ok or behind else found.seq,
+        difference=""
+        if found.ok or behind
+        else f"its {held.rows} rows have not the digest of the ledger's {wanted.rows}",
     )
-    return compare("clickhouse.executions", expected, _held_executions(client, database, ledger_id))
-
-
-_FILLS: Final = frozenset({"order.filled", "order.partially_filled"})
-_NAMES: Final = tuple(EXECUTIONS)
-
-
-def _held_executions(client: "Client", database: str, ledger_id: str) -> Iterator[Recorded]:
-    named = ", ".join(
-        f"toUnixTimestamp64Micro({name})" if kind.startswith("DateTime64") else name
-        for name, kind in EXECUTIONS.items()
-    )
-    at = {name: place for place, name in enumerate(_NAMES)}
-    after = 0
-    while True:
-        rows = client.query(
-            _EXECUTIONS.replace("{columns}", named).replace("{database}", check_database(database)),
-            parameters={"ledger": ledger_id, "after": after, "page": PAGE},
-        ).result_rows
-        for row in rows:
-            stream = f"order/{row[at['order_id']]}"
-            shown = _shown(tuple(row)) or b""
-            yield Recorded(row[at["seq"]], stream, row[at["stream_version"]], row[at["event"]], shown)
-        if len(rows) < PAGE:
-            return
-        after = rows[-1][at["seq"]]
-
-
-def _shown(row: tuple[Any, ...] | None) -> bytes | None:
-    """A row as comparable bytes: equal numbers look equal, whatever their trailing zeros."""
-    if row is None:
-        return None
-    values = [
-        list(value)
-        if isinstance(value, list | tuple)
-        else format(value.normalize(), "f")
-        if _is_decimal(value)
-        else value
-        for value in row
-    ]
-    return msgspec.json.encode(values)
-
-
-def _is_decimal(value: Any) -> bool:
-    return hasattr(value, "normalize") and hasattr(value, "as_tuple")
 
 
 def agree_audit(store: EventStore, folder: Path) -> Agreement:

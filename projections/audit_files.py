@@ -30,6 +30,8 @@ FILE_BYTES: Final = 64 * 1024 * 1024
 _TAIL: Final = 256 * 1024
 _SIGNED: Final = HeadSigned.topic()
 _SEAL_MARK: Final = f'"topic":"{SEALED}"'.encode()
+# The length of the file is made durable with its bytes; only its times are not.
+_sync: Final = getattr(os, "fdatasync", os.fsync)
 _APPEND: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _decoder = msgspec.json.Decoder(AuditRecord)
 _encoder = msgspec.json.Encoder()
@@ -120,7 +122,7 @@ class AuditFilesSink:
         try:
             while data:
                 data = data[os.write(descriptor, data) :]
-            os.fsync(descriptor)
+            _sync(descriptor)
         finally:
             os.close(descriptor)
         if is_new:

@@ -1,4 +1,5 @@
-"""The ClickHouse sink: `executions` first, `order_events` last, whose last seq without a gap is the position.
+"""The ClickHouse sink: what the book makes of the events first, `order_events` last, whose last seq without a gap is
+the position.
 
 One code for a server over HTTP and for the engine embedded in this process (chDB), both through clickhouse-connect.
 Repeated rows replace themselves in the table engine; no deduplication window is relied upon, since a window forgets
@@ -15,31 +16,32 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 
 from ledger.events import Recorded
+from projections.feed import Feed, Past, folds_of, no_past
 from projections.follower import SEALED, Batch, Position, SinkRefused, SinkUnavailable
-from projections.migrate import check, check_database, migrate
+from projections.migrate import Place, check, check_database, migrate
 from projections.records import position_of
-from projections.rows import EXECUTIONS, ORDER_EVENTS, columns, execution_row, order_event_row
+from projections.tables import POSITION_HISTORY, TABLES, Row, Table, block
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
 T = TypeVar("T")
-_SETTINGS: Final = {"async_insert": 0, "insert_deduplicate": 0}
+_SETTINGS: Final = {"async_insert": 0, "insert_deduplicate": 0, "max_threads": 1, "max_insert_threads": 1}
 # Error codes that the same rows will meet again: parse, type, size and range errors of data; then a missing or
 # different schema, which a person must bring in order.
 _DATA_CODES: Final = frozenset({6, 27, 53, 69, 70, 72, 131, 321, 349, 407})
 _SCHEMA_CODES: Final = frozenset({16, 36, 44, 47, 60, 62, 81, 122})
 
-_FOREIGN: Final = "SELECT any(ledger_id) FROM {database}.order_events WHERE ledger_id != {ledger:String}"
+_FOREIGN: Final = "SELECT any(ledger_id) FROM {table} WHERE ledger_id != {ledger:String}"
 # A compressed bitmap counts distinct numbers exactly, and dense ones in little memory.
-_EXTENT: Final = "SELECT max(seq), groupBitmap(seq) FROM {database}.order_events WHERE ledger_id = {ledger:String}"
-_LAST_FILL: Final = "SELECT max(seq) FROM {database}.executions WHERE ledger_id = {ledger:String}"
+_EXTENT: Final = "SELECT max(seq), groupBitmap(seq) FROM {table} WHERE ledger_id = {ledger:String}"
+_LAST: Final = "SELECT max({version}) FROM {table} WHERE ledger_id = {ledger:String}"
 _FIRST_GAP: Final = (
     "SELECT min(place) FROM (SELECT seq, row_number() OVER (ORDER BY seq) AS place FROM "
-    "(SELECT DISTINCT seq FROM {database}.order_events WHERE ledger_id = {ledger:String})) WHERE seq != place"
+    "(SELECT DISTINCT seq FROM {table} WHERE ledger_id = {ledger:String})) WHERE seq != place"
 )
 _LAST_SEAL: Final = (
-    "SELECT seq, stream, stream_version, event, data FROM {database}.order_events "
+    "SELECT seq, stream, stream_version, event, data FROM {table} "
     "WHERE ledger_id = {ledger:String} AND event = {seal:String} AND seq <= {seq:UInt64} ORDER BY seq DESC LIMIT 1"
 )
 
@@ -93,8 +95,9 @@ def connect(target: Target) -> "Client":
 
 
 class ClickHouseSink:
-    """See the module. `exclusive`: the tables are this ledger's alone (embedded), so foreign rows are an error; on a
-    server several ledgers share the tables. `migrate_at_start` False only checks the schema."""
+    """See the module. `past` reads the ledger; without it a batch that needs earlier events has to wait. Embedded
+    tables are this ledger's alone, so foreign rows are an error; on a server several ledgers share the tables.
+    `migrate_at_start` False only checks the schema. `suffix` names another set of the same tables."""
 
     name = "clickhouse"
 
@@ -104,32 +107,38 @@ class ClickHouseSink:
         ledger_id: str,
         *,
         database: str = "suho_analytics",
+        cluster: str = "",
+        past: Past = no_past,
         migrate_at_start: bool = True,
+        suffix: str = "",
         client: "Callable[[], Client] | None" = None,
     ) -> None:
-        self._database = check_database(database)
+        self._place = Place(database=check_database(database), cluster=cluster, server=not target.embedded)
         self._ledger_id = ledger_id
         self._exclusive = target.embedded
         self._migrate = migrate_at_start
+        self._suffix = suffix
         self._connect = client or (lambda: connect(target))
         self._client: Client | None = None
+        self._feed = Feed(past, folds_of(self.opened, self.table(POSITION_HISTORY), ledger_id))
         # One thread: the calls of one client never overlap, also when a cancelled one is still running.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="clickhouse")
 
     async def open(self) -> None:
-        await self._call(self._open)
+        await self.call(self._open)
 
     async def position(self) -> Position | None:
-        return await self._call(self._position)
+        return await self.call(self._position)
 
     async def write(self, batch: Batch) -> None:
-        await self._call(lambda: self._write(batch))
+        await self.call(lambda: self._write(batch))
 
     async def close(self) -> None:
-        await self._call(self._disconnect)
+        await self.call(self._disconnect)
         self._thread.shutdown(wait=False)
 
-    async def _call(self, work: Callable[[], T]) -> T:
+    async def call(self, work: Callable[[], T]) -> T:
+        """Does `work` in the thread of this sink, so between two batches. Errors of the database are ours then."""
         from clickhouse_connect.driver.exceptions import ClickHouseError
 
         try:
@@ -139,11 +148,22 @@ class ClickHouseSink:
 
     def _open(self) -> None:
         self._disconnect()
+        self._feed.forget()
         client = self._client = self._connect()
         if self._migrate:
-            migrate(client, self._database)
+            migrate(client, self._place)
         else:
-            check(client, self._database)
+            check(client, self._place.database)
+
+    def attach(self, client: "Client | None") -> None:
+        """Works over this client, as it is; for who calls `rows`, `insert` and `held` in a thread of his own."""
+        self._disconnect()
+        self._feed.forget()
+        self._client = client
+
+    def forget(self) -> None:
+        """What was folded last did not get to the tables."""
+        self._feed.forget()
 
     def _disconnect(self) -> None:
         if self._client is not None:
@@ -159,39 +179,58 @@ class ClickHouseSink:
                     f"{self.name} belongs to ledger {foreign[0][0]}, not to {self._ledger_id}",
                     "correct the data folder or move the ClickHouse folder away: it is rebuilt from the ledger",
                 )
-        ((highest, distinct),) = self._rows(_EXTENT, mine)
-        ((fills,),) = self._rows(_LAST_FILL, mine)
-        if not highest and not fills:
+        return self.held()
+
+    def held(self, suffix: str | None = None) -> Position | None:
+        """Where the tables stand: those of this sink, or the set with another suffix."""
+        mine = {"ledger": self._ledger_id}
+        ((highest, distinct),) = self._rows(_EXTENT, mine, suffix=suffix)
+        latest = max(int(self._rows(_LAST, mine, one, suffix=suffix)[0][0]) for one in TABLES)
+        if not latest:
             return None
-        complete = highest if distinct == highest else int(self._rows(_FIRST_GAP, mine)[0][0]) - 1
-        seal = self._rows(_LAST_SEAL, {**mine, "seal": SEALED, "seq": complete}, formats={"data": "bytes"})
+        complete = highest if distinct == highest else int(self._rows(_FIRST_GAP, mine, suffix=suffix)[0][0]) - 1
+        named = {**mine, "seal": SEALED, "seq": complete}
+        seal = self._rows(_LAST_SEAL, named, suffix=suffix, formats={"data": "bytes"})
         if not seal:
-            return Position(0, "", max(highest, fills))
-        return position_of(Recorded(*seal[0]), max(highest, fills))
+            return Position(0, "", latest)
+        return position_of(Recorded(*seal[0]), latest)
 
     def _write(self, batch: Batch) -> None:
-        pairs = list(zip(batch.records, batch.envelopes, strict=True))
-        executions = [row for one, envelope in pairs if (row := execution_row(one, envelope)) is not None]
-        if executions:
-            self._insert("executions", EXECUTIONS, executions)
-        self._insert("order_events", ORDER_EVENTS, [order_event_row(one, envelope) for one, envelope in pairs])
+        try:
+            self.insert(self._feed.rows(batch))
+        except BaseException:
+            self._feed.forget()
+            raise
 
-    def _insert(self, table: str, schema: dict[str, str], rows: list[tuple[Any, ...]]) -> None:
-        self._opened().insert(
-            table,
-            columns(rows),
-            database=self._database,
-            column_names=list(schema),
-            column_type_names=list(schema.values()),
-            column_oriented=True,
-            settings=_SETTINGS,
-        )
+    def rows(self, batch: Batch) -> dict[str, list[Row]]:
+        """The rows of the next batch, by table."""
+        return self._feed.rows(batch)
 
-    def _rows(self, sql: str, parameters: dict[str, Any], formats: Any = None) -> Any:
-        named = sql.replace("{database}", self._database)
-        return self._opened().query(named, parameters=parameters, column_formats=formats).result_rows
+    def insert(self, rows: dict[str, list[Row]]) -> None:
+        """Table by table, `order_events` last."""
+        for table in TABLES:
+            if table.name in rows:
+                columns = list(table.columns)
+                data = block(table, rows[table.name])
+                self.opened().raw_insert(self.table(table), columns, data, settings=_SETTINGS, fmt="Native")
 
-    def _opened(self) -> "Client":
+    def table(self, table: Table, suffix: str | None = None) -> str:
+        """Its name, with the database."""
+        return f"{self._place.database}.{table.name}{self._suffix if suffix is None else suffix}"
+
+    def _rows(
+        self,
+        sql: str,
+        parameters: dict[str, Any],
+        table: Table = TABLES[-1],
+        *,
+        suffix: str | None = None,
+        formats: Any = None,
+    ) -> Any:
+        named = sql.replace("{table}", self.table(table, suffix)).replace("{version}", table.version)
+        return self.opened().query(named, parameters=parameters, column_formats=formats).result_rows
+
+    def opened(self) -> "Client":
         if self._client is None:
             raise SinkUnavailable("ClickHouse is not connected")
         return self._client

@@ -21,6 +21,7 @@ from ledger.store import EventSource
 
 SEALED: Final = BatchSealed.topic()
 log = structlog.get_logger()
+FIRST_PAGE: Final = 256
 # What time may heal. TimeoutError and ConnectionError are OSErrors.
 HEALABLE: Final = (OSError, LedgerUnavailable)
 
@@ -106,11 +107,14 @@ class Sink(Protocol):
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of one follower. A batch is at least one sealed commit, however large, and at most `max_events` or
     `max_bytes` of stored bytes; `min_interval_s` is the least time between the starts of two writes while the sink
-    keeps up, so that a quiet ledger does not become one insert per row."""
+    keeps up, so that a quiet ledger does not become one insert per row. `most_lag_s`, where it is not 0, is the time in
+    which an event shall be there: the pause before a write then takes what its last writes leave of that time, and at
+    least `min_interval_s`."""
 
     max_events: int = 8192
     max_bytes: int = 8 * 1024 * 1024
     min_interval_s: float = 0.0
+    most_lag_s: float = 0.0
     retry_first_s: float = 0.1
     retry_most_s: float = 30.0
     idle_s: float = 5.0
@@ -156,6 +160,7 @@ class Follower:
         self._attached = False
         self._pending: Batch | None = None
         self._failures_in_a_row = 0
+        self._slow_s = 0.0
         self.progress = Progress(sink=sink.name, state="starting")
 
     async def start(self, patience_s: float = 0.0) -> bool:
@@ -248,7 +253,11 @@ class Follower:
             self._healthy()
             await self._until(self._source.wait(self.progress.position, self._pace.idle_s))
         elif not full:
-            await self._pause(self._pace.min_interval_s - (time.monotonic() - began))
+            took_s = time.monotonic() - began
+            # A write that was slow once may be again: the longest of late counts, and fades.
+            self._slow_s = max(took_s, self._slow_s * 0.95)
+            interval_s = max(self._pace.min_interval_s, self._pace.most_lag_s - self._slow_s)
+            await self._pause(interval_s - took_s if self._pace.most_lag_s == 0 else interval_s)
 
     async def _take(self) -> bool | None:
         """Writes one batch; None when there is none, else whether more may be waiting behind it."""
@@ -286,8 +295,8 @@ class Follower:
         pace = self._pace
         records: list[Recorded] = []
         cut = size = 0
+        limit = FIRST_PAGE
         while True:
-            limit = max(pace.max_events - len(records), 256)
             found = await self._source.read(after + len(records), limit)
             for one in found:
                 expected = after + len(records) + 1
@@ -303,6 +312,9 @@ class Follower:
                 return Batch(records[:cut]), True
             if len(found) < limit:
                 return (Batch(records[:cut]) if cut else None), False
+            # The next page by the size of these events: pages of a fixed number could be far larger than the bounds.
+            fitting = max(pace.max_bytes - size, 0) * len(records) // size + 1
+            limit = max(min(fitting, pace.max_events - len(records)), FIRST_PAGE)
 
     async def _until(self, event: Coroutine[Any, Any, None]) -> None:
         """Waits for the event or the request to stop; an error of the event is raised."""

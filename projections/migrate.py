@@ -3,6 +3,10 @@
 Each file is recorded with its checksum in `schema_migrations`: as `started` before its first statement, as
 `applied` behind its last. ClickHouse has no transactions, so every statement can be repeated, and a file that failed
 is run again as a whole, also after it was corrected. An applied file that has changed since is refused.
+
+The files serve one server, the embedded engine and a replicated cluster alike: `{database}`, `{on_cluster}` and
+`{replicated}` in them are replaced. A statement behind a line `-- server only` (roles, quotas) is left out where the
+engine is embedded, and where the user may not manage access.
 """
 
 import hashlib
@@ -21,14 +25,16 @@ if TYPE_CHECKING:
 FOLDER: Final = Path(__file__).resolve().parent.parent / "migrations" / "clickhouse"
 _NAME: Final = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql")
 _DATABASE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_SERVER_ONLY: Final = "-- server only"
+_ACCESS_DENIED: Final = (497, 514, 515)  # and the embedded engine's storage of users cannot be written
 _RECORD: Final = (
-    "CREATE TABLE IF NOT EXISTS {database}.schema_migrations ("
+    "CREATE TABLE IF NOT EXISTS {database}.schema_migrations {on_cluster} ("
     "version UInt32 COMMENT 'Number of the migration file. Source: file name', "
     "name String COMMENT 'Name of the file. Source: migrations', "
     "checksum String COMMENT 'SHA-256 of the file, hexadecimal. Source: migrations', "
     "state Enum8('started' = 1, 'applied' = 2) COMMENT 'started = it may be half done. Source: migration run', "
     "changed_at DateTime64(6, 'UTC') COMMENT 'When the state was written, UTC. Source: database clock'"
-    ") ENGINE = ReplacingMergeTree(changed_at) ORDER BY version COMMENT 'Which schema files were applied'"
+    ") ENGINE = {replicated}ReplacingMergeTree(changed_at) ORDER BY version COMMENT 'Which schema files were applied'"
 )
 
 _RECORDED: Final = (
@@ -39,13 +45,33 @@ _WRITE: Final = (
 )
 
 
+class Statement(msgspec.Struct, frozen=True):
+    sql: str
+    server_only: bool = False
+
+
 class Migration(msgspec.Struct, frozen=True):
-    """One file. `statements` still name the database `{database}`."""
+    """One file. `statements` still hold the names that a `Place` replaces."""
 
     version: int
     name: str
     checksum: str
-    statements: tuple[str, ...]
+    statements: tuple[Statement, ...]
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the schema goes. `cluster`: its name, empty without one; then every statement goes to all its servers and
+    the tables replicate. `server`: not the embedded engine."""
+
+    database: str
+    cluster: str = ""
+    server: bool = False
+
+    def fill(self, sql: str) -> str:
+        """The statement for this place. Raises SinkRefused for a name that could carry SQL."""
+        named = sql.replace("{database}", check_database(self.database))
+        on_cluster = f" ON CLUSTER {check_database(self.cluster)}" if self.cluster else ""
+        return named.replace(" {on_cluster}", on_cluster).replace("{replicated}", "Replicated" if self.cluster else "")
 
 
 def load(folder: Path = FOLDER) -> list[Migration]:
@@ -63,10 +89,15 @@ def load(folder: Path = FOLDER) -> list[Migration]:
     return found
 
 
-def _statements(text: str) -> tuple[str, ...]:
+def _statements(text: str) -> tuple[Statement, ...]:
     """Statements end with a semicolon at the end of a line; lines that are only a comment are left out."""
-    lines = [line for line in text.splitlines() if not line.lstrip().startswith("--")]
-    return tuple(part.strip() for part in re.split(r";[ \t]*(?:\n|$)", "\n".join(lines)) if part.strip())
+    found = []
+    for part in re.split(r";[ \t]*(?:\n|$)", text):
+        lines = part.splitlines()
+        sql = "\n".join(line for line in lines if not line.lstrip().startswith("--")).strip()
+        if sql:
+            found.append(Statement(sql, any(line.strip() == _SERVER_ONLY for line in lines)))
+    return tuple(found)
 
 
 def check_database(name: str) -> str:
@@ -107,24 +138,74 @@ def is_prepared(client: "Client", database: str) -> bool:
     return bool(found.result_rows[0][0])
 
 
-def migrate(client: "Client", database: str, migrations: Sequence[Migration] | None = None) -> list[str]:
-    """Applies what is missing; returns the names of the applied files, none when the schema was current.
+class Applied(msgspec.Struct, frozen=True):
+    """A file that was applied, or would be. `left_out`: how many of its statements are not for this place."""
+
+    name: str
+    statements: tuple[str, ...]
+    left_out: int = 0
+
+
+def plan(client: "Client", place: Place, migrations: Sequence[Migration] | None = None) -> list[Applied]:
+    """What `migrate` would run; changes nothing. Raises SinkRefused as it does."""
+    check_database(place.database)
+    files = load() if migrations is None else migrations
+    if is_prepared(client, place.database):
+        files = pending(client, place.database, files)
+    return [
+        Applied(
+            one.name,
+            tuple(
+                place.fill(statement.sql) for statement in one.statements if place.server or not statement.server_only
+            ),
+            sum(statement.server_only and not place.server for statement in one.statements),
+        )
+        for one in files
+    ]
+
+
+def migrate(client: "Client", place: Place, migrations: Sequence[Migration] | None = None) -> list[Applied]:
+    """Applies what is missing; returns the applied files, none when the schema was current.
 
     Raises SinkRefused when the files contradict the database, and what the client raises when a statement fails:
     then the file stands as `started`, and the next call runs it again.
     """
-    check_database(database)
+    database = check_database(place.database)
     if not is_prepared(client, database):
-        client.command(f"CREATE DATABASE IF NOT EXISTS {database}")
-        client.command(_RECORD.replace("{database}", database))
+        client.command(place.fill("CREATE DATABASE IF NOT EXISTS {database} {on_cluster}"))
+        client.command(place.fill(_RECORD))
     done = []
     for migration in pending(client, database, load() if migrations is None else migrations):
         _record(client, database, migration, "started")
+        run, left_out = [], 0
+        may = place.server
         for statement in migration.statements:
-            client.command(statement.replace("{database}", database))
+            sql = place.fill(statement.sql)
+            if statement.server_only:
+                may = may and _allowed(client, sql)  # one that is denied takes the rest of its file along
+            else:
+                client.command(sql)
+            if statement.server_only and not may:
+                left_out += 1
+            else:
+                run.append(sql)
         _record(client, database, migration, "applied")
-        done.append(migration.name)
+        done.append(Applied(migration.name, tuple(run), left_out))
     return done
+
+
+def _allowed(client: "Client", sql: str) -> bool:
+    """Runs a statement on access; False where this user or engine may not."""
+    from clickhouse_connect.driver.exceptions import ClickHouseError
+
+    try:
+        client.command(sql)
+    except ClickHouseError as error:
+        code = getattr(error, "code", None) or int((re.search(r"\bCode: (\d+)", str(error)) or [0, 0])[1])
+        if code in _ACCESS_DENIED:
+            return False
+        raise
+    return True
 
 
 def check(client: "Client", database: str) -> None:

@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,13 +29,15 @@ from ledger.store import EventStore, open_store
 from projections.audit_files import AuditFilesSink
 from projections.clickhouse import ClickHouseSink
 from projections.follower import Follower, Pace, Progress, Sink, remedy_of
+from projections.rebuild import Rebuild
+from projections.request import RebuildService
 from projections.settings import OFF, ProjectionSettings, target_of
 from projections.source import StoreSource
 
 MAX_SETTINGS: Final = 1024 * 1024
 WAIT_FOR_PREDECESSOR_S: Final = 10.0
 WAIT_FOR_LEDGER_S: Final = 10.0
-REPORT_EVERY_S: Final = 0.05
+REPORT_EVERY_S: Final = 0.25
 log = structlog.get_logger()
 
 
@@ -77,6 +80,7 @@ class Projections:
         self._sinks: list[Sink] = []
         self._source: StoreSource | None = None
         self._endpoint: Any = None
+        self._rebuilds: RebuildService | None = None
         self._changed = asyncio.Event()
         self._told_stopped: set[str] = set()
         self._ready = False
@@ -89,19 +93,40 @@ class Projections:
         """Opens everything. Raises LedgerError or OSError when that is not possible, SinkAhead among them."""
         settings = self._settings
         store = await _opened(settings.ledger_url)
-        poll_s = 0.5 if settings.ledger_url.startswith("sqlite") else 0.1
-        self._source = StoreSource(store, poll_s, self._note_head)
+        self._source = StoreSource(store, on_head=self._note_head)
+        loop = asyncio.get_running_loop()
+        store.listen(lambda: _wake_from_thread(loop, self.wake))
         ledger_id = await self._source.ledger_id(WAIT_FOR_LEDGER_S)
         if ledger_id is None:
             raise LedgerUnavailable("the ledger has no first event: start the gateway before the projections")
         target = target_of(settings)
         if target is not None:
-            sink = ClickHouseSink(target[0], ledger_id, database=target[1], migrate_at_start=settings.migrate_at_start)
-            self._add(sink, Pace(min_interval_s=settings.clickhouse_interval_s))
+            sink = ClickHouseSink(
+                target[0],
+                ledger_id,
+                database=target[1],
+                cluster=settings.clickhouse_cluster,
+                past=self._source.streams,
+                migrate_at_start=settings.migrate_at_start,
+            )
+            self._add(sink, Pace(min_interval_s=settings.clickhouse_interval_s, most_lag_s=settings.clickhouse_lag_s))
+            self._rebuilds = RebuildService(
+                Path(settings.data_dir),
+                lambda hold, advance: Rebuild(
+                    store,
+                    target[0],
+                    ledger_id,
+                    database=target[1],
+                    cluster=settings.clickhouse_cluster,
+                    hold=hold,
+                    advance=advance,
+                ),
+                sink.call,
+            )
         if settings.audit_dir:
             self._add(AuditFilesSink(Path(settings.audit_dir)), Pace(min_interval_s=settings.audit_interval_s))
         if settings.kafka not in (OFF, ""):
-            self._add(_kafka_sink(settings, ledger_id), Pace(max_events=2048, min_interval_s=settings.kafka_interval_s))
+            self._add(_kafka_sink(settings, ledger_id), Pace(min_interval_s=settings.kafka_interval_s))
         async with asyncio.TaskGroup() as starts:
             for follower in self._followers:
                 starts.create_task(follower.start(settings.patience_s))
@@ -123,15 +148,20 @@ class Projections:
     async def run(self, stop: asyncio.Event) -> None:
         """Follows until `stop`, then takes the sinks to the end of the ledger, within the time allowed."""
         runs = [asyncio.create_task(one.run()) for one in self._followers]
-        reports = asyncio.create_task(self._report())
+        beside = [asyncio.create_task(self._report())]
+        if self._rebuilds is not None:
+            beside.append(asyncio.create_task(self._rebuilds.run()))
         await stop.wait()
+        if self._rebuilds is not None:
+            self._rebuilds.stop()
         for follower in self._followers:
             follower.stop()
         if runs:
             _, late = await asyncio.wait(runs, timeout=self._settings.stop_s * 0.7)
             for run in late:
                 run.cancel()
-        reports.cancel()
+        for task in beside:
+            task.cancel()
 
     async def close(self) -> None:
         if self._endpoint is not None:
@@ -193,13 +223,18 @@ async def _opened(url: str) -> EventStore:
             await asyncio.sleep(0.05)
 
 
-def _watch_stdin(loop: asyncio.AbstractEventLoop, wake: Any, stop: asyncio.Event, stop_s: float) -> None:
+def _wake_from_thread(loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop has ended
+        loop.call_soon_threadsafe(wake)
+
+
+def _watch_stdin(loop: asyncio.AbstractEventLoop, wake: Callable[[], None], stop: asyncio.Event, stop_s: float) -> None:
     """A thread that passes on the wake-ups and the end of stdin, and behind that ends the process for certain."""
 
     def watch() -> None:
-        with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: the loop has ended
+        with contextlib.suppress(OSError):
             while os.read(0, 65536):
-                loop.call_soon_threadsafe(wake)
+                _wake_from_thread(loop, wake)
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(stop.set)
         time.sleep(stop_s)
@@ -283,15 +318,21 @@ def main() -> int:
         settings = msgspec.json.decode(_first_line(), type=ProjectionSettings)
         _leave_out(settings)
         _configure_logging(settings.log_level)
-        if hasattr(os, "nice"):
-            with contextlib.suppress(OSError):
-                os.nice(settings.nice)
+        _after_orders(settings.nice)
         code = _locked(settings, reporter)
     except (msgspec.MsgspecError, ValueError) as error:
         reporter.tell("failed", error=f"settings: {error}", remedy="give one line of JSON on stdin")
         code = 1
     reporter.close(0.5)
     return code
+
+
+def _after_orders(nice: int) -> None:
+    """Orders go first: gives back the real-time priority that the gateway may have handed on, and is nice to others."""
+    with contextlib.suppress(AttributeError, OSError):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    with contextlib.suppress(AttributeError, OSError):
+        os.nice(nice)
 
 
 def _leave_out(settings: ProjectionSettings) -> None:

@@ -5,6 +5,7 @@ verbatim, the headers hold what stands beside them in the store. Records of one 
 hence their order.
 """
 
+from datetime import datetime
 from typing import Final
 
 import msgspec
@@ -37,11 +38,9 @@ def audit_record(recorded: Recorded) -> AuditRecord:
     """The record of a stored event. Raises SinkRefused for bytes that are no event."""
     try:
         header = _header.decode(recorded.state)
-        value = recorded.state.decode("utf-8")
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise SinkRefused(
-            f"event {recorded.seq} cannot be read: {error}", "run `order-ledger verify`: the ledger is damaged"
-        ) from None
+        value = recorded.state.decode()
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise _unreadable(recorded, error) from None
     return AuditRecord(
         TOPIC,
         recorded.stream,
@@ -56,6 +55,32 @@ def audit_record(recorded: Recorded) -> AuditRecord:
         },
         value,
     )
+
+
+def _unreadable(recorded: Recorded, error: Exception) -> SinkRefused:
+    return SinkRefused(
+        f"event {recorded.seq} cannot be read: {error}", "run `order-ledger verify`: the ledger is damaged"
+    )
+
+
+def kafka_record(recorded: Recorded) -> tuple[bytes, bytes, list[tuple[str, bytes]], int]:
+    """The same as `audit_record` in Kafka's parts: key, value, headers, and the timestamp in ms."""
+    try:
+        header = _header.decode(recorded.state)
+        at = datetime.fromisoformat(header.recorded_at)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise _unreadable(recorded, error) from None
+    stream = recorded.stream.encode()
+    headers = [
+        ("seq", b"%d" % recorded.seq),
+        ("stream", stream),
+        ("stream_version", b"%d" % recorded.version),
+        ("topic", recorded.topic.encode()),
+        ("event_id", header.event_id.encode()),
+        ("schema_version", b"%d" % header.schema_version),
+        ("recorded_at", header.recorded_at.encode()),
+    ]
+    return stream, recorded.state, headers, int(at.timestamp() * 1000)
 
 
 def recorded_from(record: AuditRecord) -> Recorded:

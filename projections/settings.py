@@ -1,5 +1,6 @@
 """What the projections are started with. It may hold secrets: it travels over a pipe and is never logged."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -13,7 +14,8 @@ EMBEDDED = "embedded"
 
 
 class ProjectionSettings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`clickhouse`: `embedded`, `off` or `http(s)://[user:password@]host[:port][/database]`. `kafka`: `off` or a comma
+    """`clickhouse`: `embedded`, `off` or `http(s)://[user:password@]host[:port][/database]`; `clickhouse_cluster`: the
+    name of its cluster, if the tables are to be replicated. `kafka`: `off` or a comma
     list of brokers; `kafka_options` are security settings by the names of the `KAFKA_` environment variables, in
     lower case without that prefix (`security_protocol`, `sasl_mechanism`, `sasl_username`, `sasl_password`,
     `ssl_cafile`, `ssl_certfile`, `ssl_keyfile`, `ssl_password`). `audit_dir`: empty = no audit files. `http_port`: of
@@ -25,18 +27,20 @@ class ProjectionSettings(msgspec.Struct, frozen=True, kw_only=True, omit_default
     clickhouse_user: str = ""
     clickhouse_password: str = ""
     database: str = "suho_analytics"
+    clickhouse_cluster: str = ""
     migrate_at_start: bool = True
     http_host: str = "127.0.0.1"
     http_port: int = 0
     kafka: str = OFF
     kafka_options: dict[str, str] = {}
-    kafka_replication: int = 1
+    kafka_replication: int = 0
     audit_dir: str = ""
     log_level: str = "info"
     nice: int = 5
     patience_s: float = 2.0
     stop_s: float = 3.0
-    clickhouse_interval_s: float = 0.25
+    clickhouse_interval_s: float = 0.05
+    clickhouse_lag_s: float = 0.2
     audit_interval_s: float = 0.1
     kafka_interval_s: float = 0.05
 
@@ -52,6 +56,18 @@ class ProjectionSettings(msgspec.Struct, frozen=True, kw_only=True, omit_default
     def lock_file(self) -> Path:
         """Held by the one process that writes projections in this data folder."""
         return Path(self.data_dir) / "projections.lock"
+
+
+def kafka_options(environment: Mapping[str, str]) -> dict[str, str]:
+    """The security settings in an environment: `KAFKA_SASL_USERNAME` and the like, in lower case without `KAFKA_`.
+    What else begins so belongs to other programs; of these families every name counts, so that none is mistyped."""
+    prefix = "KAFKA_"
+    families = ("SASL_", "SSL_", "SECURITY_", "CLIENT_")
+    return {
+        name.removeprefix(prefix).lower(): value
+        for name, value in environment.items()
+        if name.startswith(prefix) and name.removeprefix(prefix).startswith(families) and value
+    }
 
 
 def target_of(settings: ProjectionSettings) -> tuple[Target, str] | None:

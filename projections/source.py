@@ -1,22 +1,30 @@
-"""What a follower in its own process reads: the ledger's database, waiting for a wake-up or polling."""
+"""What a follower in its own process reads: the ledger's database, woken by whoever writes it.
+
+Wake-ups come from the process that started this one, or from PostgreSQL itself (`ledger/listener.py`). Only in case
+one was lost is the head looked up now and then.
+"""
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from ledger.events import LedgerCreated, Recorded, decode
 from ledger.store import EventStore
 
 T = TypeVar("T")
+LOOK_EVERY_S: Final = 1.0
+FEW: Final = 256
 
 
 class StoreSource:
     """An `EventSource` over a store that another process writes. `wake` says that there may be more; without it, the
     head is looked up every `poll_s`. `on_head` is told each new head."""
 
-    def __init__(self, store: EventStore, poll_s: float = 0.5, on_head: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self, store: EventStore, poll_s: float = LOOK_EVERY_S, on_head: Callable[[int], None] | None = None
+    ) -> None:
         self._store, self._poll_s, self._on_head = store, poll_s, on_head
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._woken = asyncio.Event()
@@ -24,13 +32,19 @@ class StoreSource:
         self._known = 0
 
     async def read(self, after: int, limit: int) -> list[Recorded]:
+        if self._store.is_local and limit <= FEW:
+            return self._store.read(after, limit)  # takes less time than the way to a thread and back
         return await self._call(lambda: self._store.read(after, limit))
 
     async def at(self, seq: int) -> Recorded | None:
         return await self._call(lambda: self._store.at(seq))
 
+    def streams(self, streams: Sequence[str]) -> dict[str, list[Recorded]]:
+        """All events of these streams; blocks, and may be called from any thread."""
+        return self._store.streams(streams)
+
     async def head(self) -> int:
-        found = await self._call(self._store.head)
+        found = self._store.head() if self._store.is_local else await self._call(self._store.head)
         head = found.seq if found else 0
         if head > self._known:
             self._known = head

@@ -1,6 +1,6 @@
 """Sealed histories for tests of what follows a ledger: small, deterministic, and true to the stored form."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -115,6 +115,11 @@ def full_fill(deal: int = 2, **changes: object) -> OrderFilled:
     base = msgspec.structs.asdict(partial_fill(deal))
     base |= {"volume": Decimal("0.2"), "filled_volume": Decimal("0.3"), "remaining_volume": Decimal(0)}
     return OrderFilled(**(base | changes))
+
+
+def past_of(records: list[Recorded]) -> Callable[[Sequence[str]], dict[str, list[Recorded]]]:
+    """Reads the streams of a list that may grow, as a store does."""
+    return lambda streams: {name: [one for one in records if one.stream == name] for name in streams}
 
 
 class ListSource:

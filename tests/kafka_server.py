@@ -1,7 +1,9 @@
 """One Apache Kafka node (KRaft) for all tests of a run, on free loopback ports in a fresh folder."""
 
 import atexit
+import datetime
 import hashlib
+import ipaddress
 import os
 import shutil
 import signal
@@ -11,33 +13,54 @@ import threading
 from pathlib import Path
 from typing import Final
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
 from tests.servers import free_port, need, stop_process, wait_for_port
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 POM: Final = Path(__file__).resolve().parent / "kafka" / "pom.xml"
+QUICK_START: Final = (
+    "-XX:TieredStopAtLevel=1",
+    "-XX:+UseSerialGC",
+    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+)
 CLUSTER_ID: Final = "4L6g3nShT-eMCtK--X86sw"
 _lock = threading.Lock()
 _running: list["KafkaServer"] = []
 
 
 class KafkaServer:
-    """A node with `brokers` to connect to. `kill` and `start` again keep its data."""
+    """A node with `brokers` to connect to. `kill` and `start` again keep its data. `secure_brokers` want TLS, with
+    the certificate in `ca_file`, and the user `auditor` with its `password`."""
+
+    password = "wörd of the auditor"
 
     def __init__(self, jars: Path) -> None:
         self._jars = jars
         self._folder = Path(tempfile.mkdtemp(prefix="kafka-"))
-        self._port = free_port()
+        self._port, secure = free_port(), free_port()
         self._process: subprocess.Popen[bytes] | None = None
-        self.brokers = f"127.0.0.1:{self._port}"
+        self.brokers, self.secure_brokers = f"127.0.0.1:{self._port}", f"127.0.0.1:{secure}"
+        self.ca_file, key_file = self._folder / "ca.pem", self._folder / "server.pem"
+        _make_certificate(self.ca_file, key_file)
         controller = free_port()
         settings = {
             "process.roles": "broker,controller",
             "node.id": "1",
             "controller.quorum.voters": f"1@127.0.0.1:{controller}",
-            "listeners": f"PLAINTEXT://127.0.0.1:{self._port},CONTROLLER://127.0.0.1:{controller}",
-            "advertised.listeners": f"PLAINTEXT://{self.brokers}",
+            "listeners": f"PLAINTEXT://{self.brokers},SECURE://{self.secure_brokers},CONTROLLER://127.0.0.1:{controller}",
+            "advertised.listeners": f"PLAINTEXT://{self.brokers},SECURE://{self.secure_brokers}",
             "controller.listener.names": "CONTROLLER",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,SECURE:SASL_SSL,CONTROLLER:PLAINTEXT",
+            "listener.name.secure.ssl.keystore.type": "PEM",
+            "listener.name.secure.ssl.keystore.location": str(key_file),
+            "listener.name.secure.sasl.enabled.mechanisms": "PLAIN",
+            "listener.name.secure.plain.sasl.jaas.config": (
+                f'org.apache.kafka.common.security.plain.PlainLoginModule required user_auditor="{self.password}";'
+            ),
             "log.dirs": str(self._folder / "data"),
             "offsets.topic.replication.factor": "1",
             "offsets.topic.num.partitions": "1",
@@ -47,18 +70,19 @@ class KafkaServer:
             "auto.create.topics.enable": "false",
             "group.initial.rebalance.delay.ms": "0",
             # After a kill the node waits until its earlier registration has lapsed.
-            "broker.session.timeout.ms": "1000",
-            "broker.heartbeat.interval.ms": "200",
+            "broker.session.timeout.ms": "600",
+            "broker.heartbeat.interval.ms": "150",
         }
         self._config = self._folder / "server.properties"
-        self._config.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+        text = "".join(f"{name}={value}\n" for name, value in settings.items())
+        self._config.write_bytes(text.encode("ascii", "backslashreplace").replace(b"\\x", b"\\u00"))
         self._java("kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(self._config))
 
     def start(self) -> None:
         log = self._folder / "log"
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                ["java", "-Xmx384m", "-cp", f"{self._jars}/*", "kafka.Kafka", str(self._config)],
+                ["java", *QUICK_START, "-Xmx384m", "-cp", f"{self._jars}/*", "kafka.Kafka", str(self._config)],
                 stdout=output,
                 stderr=output,
                 cwd=self._folder,
@@ -80,6 +104,30 @@ class KafkaServer:
         done = subprocess.run(command, capture_output=True, cwd=self._folder, check=False, timeout=60)
         if done.returncode:
             raise RuntimeError(f"{arguments[0]} failed: {done.stderr.decode(errors='replace')[-2000:]}")
+
+
+def _make_certificate(certificate: Path, key_and_certificate: Path) -> None:
+    """A certificate for the loopback address, signed by itself, and the same behind its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kafka of a test")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    ).public_bytes(serialization.Encoding.PEM)
+    certificate.write_bytes(made)
+    key_and_certificate.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        + made
+    )
 
 
 def kafka_server() -> KafkaServer:

@@ -5,7 +5,8 @@ import asyncio
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from ledger.events import Recorded
-from projections.kafka import PARTITIONS, settled_ends
+from projections.kafka_client import PARTITIONS
+from projections.kafka_log import settled_ends
 from projections.records import recorded_from_headers
 
 

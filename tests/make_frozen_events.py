@@ -16,8 +16,11 @@ from ledger.account_events import (
     AccountConnected,
     AccountDisconnected,
     AccountReconciled,
+    AlertRaised,
     ConfigurationAccepted,
     ConfigurationRefused,
+    ControlReceived,
+    DealsFollowed,
     Difference,
     ExternalDealObserved,
     LoginRefused,
@@ -365,8 +368,13 @@ _EVENTS: Final[tuple[Event, ...]] = (
         broker_utc_offset_s=7200,
         note="by hand",
     ),
+    DealsFollowed(through_msc=1_772_366_400_123, tickets=(7, 8)),
     TradingHalted(source="operator", reason="loss of the day", by="ann", cancel_orders=True),
     TradingResumed(source="operator", reason="checked", by="bob"),
+    ControlReceived(
+        command="halt", by="ann", reason="loss of the day", accepted=False, reasons=("by is missing",), raw=_RAW
+    ),
+    AlertRaised(kind="slow_broker", text="1.5 s to the broker", order_id="ord_1", symbol="EURUSD", about=41),
     ConfigurationAccepted(
         version="config-2",
         origin="hub",
@@ -425,6 +433,9 @@ _MORE: Final[dict[str, Event]] = {
         open_orders=("ord_1",),
         halts=(TradingHalted(source="operator", reason="loss of the day", by="ann", cancel_orders=True),),
     ),
+    "v1/account.halted+until": TradingHalted(
+        source="limit", reason="loss of the day", until=datetime(2026, 3, 2, 0, 0, tzinfo=UTC)
+    ),
     "v1/order.send_started+before": SendStarted(
         attempt=2,
         request=_TRADE_REQUEST,
@@ -446,6 +457,10 @@ _MORE: Final[dict[str, Event]] = {
         positions=(_POSITION,),
         deals=(_DEAL,),
     ),
+    "v1/order.outcome_probed+settled": OutcomeProbed(
+        attempt=1, complete=True, found=True, reason="position 901 changed, and no deal says by what", settled=True
+    ),
+    "v1/account.external_deal_observed+order": ExternalDealObserved(deal=_DEAL, note="stop loss", order_id="ord_1"),
     "v1/inbox.message_rejected+hex": MessageRejected(
         reasons=("the message is not a JSON object",), raw=Raw(size=2, sha256="ab" * 32, text="fffe", encoding="hex")
     ),

@@ -12,11 +12,14 @@ from tests.servers import free_port, need, stop_process, wait_for_port
 
 
 class NatsProcess:
-    """Can be killed and started again on the same port and folder."""
+    """Can be killed and started again on the same port and folder. `config`: more of the server's configuration."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, config: str = "") -> None:
         self._folder, self._port = folder, free_port()
         self.url = f"nats://127.0.0.1:{self._port}"
+        if "jetstream" not in config:
+            config += f"\njetstream {{ store_dir: '{folder / 'js'}' }}\n"
+        (folder / "nats.conf").write_text(config)
         program = shutil.which("nats-server", path=str(Path(sys.executable).parent)) or shutil.which("nats-server")
         need(program, "nats-server")
         assert program is not None
@@ -27,7 +30,7 @@ class NatsProcess:
         log = self._folder / "nats.log"
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [self._program, "-a", "127.0.0.1", "-p", str(self._port), "-js", "-sd", str(self._folder / "js")],
+                [self._program, "-c", str(self._folder / "nats.conf"), "-a", "127.0.0.1", "-p", str(self._port)],
                 stdout=output,
                 stderr=output,
             )
@@ -39,8 +42,8 @@ class NatsProcess:
 
 
 @contextlib.contextmanager
-def nats_server(folder: Path) -> Iterator[NatsProcess]:
-    server = NatsProcess(folder)
+def nats_server(folder: Path, config: str = "") -> Iterator[NatsProcess]:
+    server = NatsProcess(folder, config)
     try:
         server.start()
         yield server

@@ -71,7 +71,11 @@ def test_the_commands_of_the_tour_work_one_after_the_other(tour):
         "history",
         "orders",
         "export",
+        "halt",
+        "query",
+        "resume",
         "backup",
+        "restore",
         "restore",
     ]
     output = ""

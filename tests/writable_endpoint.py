@@ -7,7 +7,7 @@ from pathlib import Path
 
 from projections.endpoint import Answer, Endpoint, Limits, Session
 
-_INSERT = re.compile(rb"\s*INSERT INTO (\S+) (\([^)]*\)) FORMAT Native\n", re.DOTALL)
+_INSERT = re.compile(rb"\s*INSERT INTO (\S+) (\([^)]*\)) FORMAT Native\s*\n", re.DOTALL)
 
 
 class WritableSession(Session):

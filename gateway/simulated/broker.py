@@ -23,6 +23,8 @@ from typing import Any, Final
 import msgspec
 from filelock import FileLock, Timeout
 
+from gateway.frames import Frames, frame
+from gateway.processes import tune_collector
 from gateway.simulated import constants, link
 from gateway.simulated.faults import Fault
 from gateway.simulated.rows import World
@@ -52,21 +54,8 @@ class Client:
         self.admitted = False
         self.closed = False
         self.pid = 0
-        self.incoming = bytearray()
+        self.incoming = Frames(MAX_REQUEST)
         self.outgoing = bytearray()
-
-    def frames(self) -> list[bytes]:
-        """Complete frames received so far. Raises ValueError at one that is too long."""
-        frames = []
-        while len(self.incoming) >= 4:
-            length = int.from_bytes(self.incoming[:4], "little")
-            if length > MAX_REQUEST:
-                raise ValueError("request too long")
-            if len(self.incoming) < 4 + length:
-                break
-            frames.append(bytes(self.incoming[4 : 4 + length]))
-            del self.incoming[: 4 + length]
-        return frames
 
 
 class Server:
@@ -131,12 +120,11 @@ class Server:
     def _serve(self, client: Client, events: int) -> None:
         try:
             if events & selectors.EVENT_READ:
-                data = client.socket.recv(65536)
-                if not data:
+                received = client.socket.recv_into(client.incoming.view)
+                if not received:
                     raise ConnectionResetError
-                client.incoming += data
-                for frame in client.frames():
-                    self._handle(client, frame)
+                for request in client.incoming.take(received):
+                    self._handle(client, request)
             self._send(client, events)
         except (OSError, ValueError):
             self._drop(client)
@@ -254,8 +242,7 @@ class Server:
 
 
 def _reply(command: int, status: int, value: Any) -> bytes:
-    payload = _encoder.encode((command, status, value))
-    return len(payload).to_bytes(4, "little") + payload
+    return frame(_encoder.encode((command, status, value)))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -294,6 +281,7 @@ def _run(folder: Path, world: World, idle_exit_s: float) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, stop)
     server.publish(folder)
+    tune_collector()
     try:
         server.run()
     finally:

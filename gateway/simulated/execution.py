@@ -211,8 +211,10 @@ class Execution:
 def _added(target: PositionRow, order: OrderRow, volume: int, price: float, ms: int) -> PositionRow:
     """More of the same side: the open price is the average, and the order's stops, where given, replace the old."""
     had = units(target.volume)
-    average = (target.price_open * had + price * volume) / (had + volume)
+    total = had + volume
+    steps, rest = divmod(units(target.price_open) * had + units(price) * volume, total)
+    steps += 2 * rest > total or (2 * rest == total and steps % 2)  # half to even, of the exact quotient
     return replace(
-        target, volume=(had + volume) / UNIT, price_open=round(average, 8), time_update_msc=ms,
+        target, volume=total / UNIT, price_open=steps / UNIT, time_update_msc=ms,
         sl=order.sl or target.sl, tp=order.tp or target.tp,
     )  # fmt: skip

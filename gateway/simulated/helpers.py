@@ -58,12 +58,14 @@ def install(module: types.ModuleType) -> None:
         return send(c.ORDER_TYPE_SELL, symbol, volume, price, comment, ticket)
 
     def Close(symbol: str, *, comment: str | None = None, ticket: int | None = None) -> bool | str | None:
-        """Closes the symbol's positions, or the one of `ticket`: True, "Partially", False (none), None (no result)."""
+        """Closes the symbol's positions, or that of `ticket`: True, "Partially", False (none), None (no answer)."""
         positions = module.positions_get(symbol=symbol) if ticket is None else module.positions_get(ticket=ticket)
         tried = done = 0
         for position in positions:
             tried += 1
             type_ = c.ORDER_TYPE_SELL if position.type == c.POSITION_TYPE_BUY else c.ORDER_TYPE_BUY
+            if module.symbol_info_tick(symbol) is None:
+                return None
             result = send(type_, symbol, position.volume, None, comment, position.ticket)
             if result is None:
                 return None

@@ -153,7 +153,8 @@ class Broker:
                 self.cut(fault.value)
             elif fault.name == "otp":
                 return REFUSED, "Unsupported authorization mode, OTP or certificate password needed"
-        self.queries.look(self.clock(), fault.value if fault is not None and fault.name == "lag" else 0)
+            now = self.trading.advance()  # the clock may have jumped
+        self.queries.look(now, fault.value if fault is not None and fault.name == "lag" else 0)
         try:
             return self._answer(command, arguments, now, fault)
         finally:
@@ -162,12 +163,12 @@ class Broker:
     def _answer(self, command: int, arguments: msgspec.Raw, now: int, fault: Fault | None) -> tuple[int, Any]:
         match command:
             case link.ORDER_SEND:
-                return self._order_send(_request.decode(arguments), fault)
+                return self._order_send(_request.decode(arguments), fault, now)
             case link.ORDER_CHECK:
                 if not self.state.rules.python_api:
                     return AUTO_TRADING_DISABLED, None
                 tampering = fault.tampering() if fault is not None and fault.name == "retcode" else NONE
-                return link.OK, self.trading.check(_request.decode(arguments), tampering)
+                return link.OK, self.trading.check(_request.decode(arguments), tampering, now=now)
             case link.HISTORY_DEALS:
                 return link.OK, self.queries.history_deals(_selection.decode(arguments))
             case link.HISTORY_ORDERS:
@@ -214,11 +215,11 @@ class Broker:
                     return INVALID, str(refused)
         return INVALID, None
 
-    def _order_send(self, request: Request, fault: Fault | None) -> tuple[int, Any]:
+    def _order_send(self, request: Request, fault: Fault | None, now: int) -> tuple[int, Any]:
         if not self.state.rules.python_api:
             return AUTO_TRADING_DISABLED, None
         tampering = fault.tampering() if fault is not None and fault.name in TRADE_FAULTS else NONE
-        result, deals = self.trading.send(request, tampering=tampering)
+        result, deals = self.trading.send(request, tampering=tampering, now=now)
         if fault is not None and fault.name == "reticket" and deals:
             row = self.state.positions.get(deals[0].position_id)
             if row is not None:

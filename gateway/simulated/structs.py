@@ -5,7 +5,7 @@ The package returns C struct sequences, which are not namedtuples: they index an
 not against the real ones would be a trap, so nothing more is offered here.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -40,18 +40,22 @@ class StructSequence(tuple[Any, ...]):
         def __getattr__(self, name: str) -> Any: ...
 
 
-def _define(name: str, fields: str) -> type[StructSequence]:
-    names = tuple(fields.split())
+def define(name: str, names: Sequence[str]) -> type[StructSequence]:
+    """The type of the structs with these fields."""
     body: dict[str, Any] = {
         "__slots__": (),
         "__doc__": f"{name}: {len(names)} fields.",
-        "__match_args__": names,
+        "__match_args__": tuple(names),
         "n_fields": len(names),
         "n_sequence_fields": len(names),
     }
     for index, field in enumerate(names):
         body[field] = property(itemgetter(index), doc=f"Item {index}.")
     return type(name, (StructSequence,), body)
+
+
+def _define(name: str, fields: str) -> type[StructSequence]:
+    return define(name, fields.split())
 
 
 TradeRequest = _define(

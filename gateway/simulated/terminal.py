@@ -38,12 +38,13 @@ _SELECT_KEYWORDS: Final[dict[str, Kind]] = {"symbol": str, "group": str, "ticket
 _HISTORY_KEYWORDS: Final[dict[str, Kind]] = {"group": str, "ticket": U64, "position": U64}
 
 
-def load(folder: Path, *, seed: int = 1, options: tuple[str, ...] = ()) -> types.ModuleType:
+def load(folder: Path, *, seed: int = 1, options: tuple[str, ...] = (), share_cpu: bool = False) -> types.ModuleType:
     """A module like `import MetaTrader5`, over the broker of `folder`, which `initialize()` starts if none runs.
 
-    `seed` and `options` (arguments of gateway.simulated.broker) count only when the folder is new.
+    `seed` and `options` (arguments of gateway.simulated.broker) count only when the folder is new. `share_cpu` keeps
+    this process and the broker on one CPU.
     """
-    terminal = _Terminal(folder, seed, options)
+    terminal = _Terminal(folder, seed, options, share_cpu)
     module = types.ModuleType("MetaTrader5", "A simulated MetaTrader 5 terminal.")
     for name, value in vars(constants).items():
         if name.isupper():
@@ -89,11 +90,12 @@ class _Terminal(MarketCalls):
         )
     )  # fmt: skip
 
-    def __init__(self, folder: Path, seed: int, options: tuple[str, ...]) -> None:
+    def __init__(self, folder: Path, seed: int, options: tuple[str, ...], share_cpu: bool) -> None:
         super().__init__()
         self.folder = folder
         self.seed = seed
         self.options = options
+        self.share_cpu = share_cpu
         self.error = (1, "Success")
         self.link: link.Link | None = None
         self.broken = -10004  # how a call fails once the pipe is of no use
@@ -129,6 +131,8 @@ class _Terminal(MarketCalls):
             self.link = link.ensure_broker(self.folder, self.seed, options=self.options)
         except (link.BrokerUnreachable, OSError):
             raise Failed(-10003, "IPC initialize failed, terminal could not be started") from None
+        if self.share_cpu:
+            link.share_cpu(self.folder)
         self.requests = 0
         try:
             account = (given.get("login", 0), given.get("password", ""), given.get("server", ""))

@@ -60,9 +60,10 @@ class Trading:
         self.flush()
         return now
 
-    def check(self, request: Request, tampering: Tampering = NONE) -> tuple[Any, ...]:
-        """The fields of OrderCheckResult without the request: the account as it would be after the operation."""
-        now = self.advance()
+    def check(self, request: Request, tampering: Tampering = NONE, *, now: int | None = None) -> tuple[Any, ...]:
+        """The fields of OrderCheckResult without the request: the account as it would be after the operation. `now`:
+        when it is advanced to that already."""
+        now = self.advance() if now is None else now
         judged = self.judge.judge(request, now, tampering=tampering)
         retcode = judged.retcode if isinstance(judged, Refusal) else 0
         changes = judged.changes if isinstance(judged, DealPlan) else ()
@@ -72,9 +73,11 @@ class Trading:
         free = round(equity - margin, 2)
         return retcode, balance, equity, profit, margin, free, level(equity, margin), COMMENTS[retcode]
 
-    def send(self, request: Request, *, expert: bool = True, tampering: Tampering = NONE) -> Result:
-        """The fields of OrderSendResult up to `comment`, and the deals made."""
-        now = self.advance()
+    def send(
+        self, request: Request, *, expert: bool = True, tampering: Tampering = NONE, now: int | None = None
+    ) -> Result:
+        """The fields of OrderSendResult up to `comment`, and the deals made. `now` as in `check`."""
+        now = self.advance() if now is None else now
         judged = self.judge.judge(request, now, expert=expert, tampering=tampering)
         if self.state.rules.limit_requests:
             self.judge.recent.append(now)

@@ -1,7 +1,8 @@
--- Every event of the ledger, in full. Inserted last of all tables: its last seq without a gap is the position.
-CREATE TABLE IF NOT EXISTS {database}.order_events
+-- Every event of the ledger, in full. Inserted last of all tables: its last seq without a gap is the position, so it
+-- alone need not be on the disk when an insert returns: what it loses is inserted again.
+CREATE TABLE IF NOT EXISTS {database}.order_events {on_cluster}
 (
-    ledger_id LowCardinality(String) COMMENT 'Ledger the event belongs to; one ledger per trading account. Source: event_id',
+    ledger_id LowCardinality(String) COMMENT 'Ledger it belongs to; one ledger per trading account. Source: event_id',
     seq UInt64 COMMENT 'Position in the ledger, dense from 1. Source: envelope',
     event_id String COMMENT 'Unique id, ledger_id:seq. Source: envelope',
     stream String COMMENT 'Stream name: order/ID, account/LOGIN, inbox/DATE or writer. Source: stored event',
@@ -18,9 +19,10 @@ CREATE TABLE IF NOT EXISTS {database}.order_events
     INDEX order_id_index order_id TYPE bloom_filter(0.01) GRANULARITY 4,
     INDEX correlation_id_index correlation_id TYPE bloom_filter(0.01) GRANULARITY 4
 )
-ENGINE = ReplacingMergeTree
+ENGINE = {replicated}ReplacingMergeTree()
 ORDER BY (ledger_id, seq)
-COMMENT 'All events of the order ledger; read with FINAL, or through the view events';
+SETTINGS max_compress_block_size = 65536
+COMMENT 'Every event of the ledger, in full; read with FINAL, or through the view events';
 
-CREATE OR REPLACE VIEW {database}.events AS
+CREATE OR REPLACE VIEW {database}.events {on_cluster} AS
 SELECT * FROM {database}.order_events FINAL;

@@ -1,10 +1,12 @@
-"""What every implementation of `gateway.broker.Broker` promises, over a real simulated broker process."""
+"""What every implementation of `gateway.broker.Broker` promises, over a real simulated broker process: in this process,
+in a child, and over the Linux bridge to a real rpyc server."""
 
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from gateway.broker import (
@@ -28,9 +30,11 @@ from gateway.broker import (
 )
 from gateway.mt5 import Mt5Session
 from gateway.simulated.link import stop_broker
+from gateway.simulated.window import ask
 from gateway.terminal import TerminalProcess
 from gateway.terminal_child import TerminalSettings, load_module
 from ledger.trade import TargetImage, TradeRequest
+from tests.mt5linux_server import BridgeServer
 from tests.simulated import LOGIN, SERVER, broker_in, buy, send
 
 
@@ -66,14 +70,31 @@ class InProcess:
     async def target(self, target: Target) -> TargetView:
         return self.session.target(target)
 
-    async def activity(self, since_msc: int) -> Activity:
-        return self.session.activity(since_msc)
+    async def activity(self, since_msc: int, *, orders: bool = True, rest: bool = True) -> Activity:
+        return self.session.activity(since_msc, orders=orders, rest=rest)
+
+    async def verify(self) -> Account:
+        return self.session.verify()
 
     async def close(self) -> None:
         self.session.close()
 
 
-Implementation = type[InProcess] | type[TerminalProcess]
+class Bridged:
+    """Terminals over a server for each broker folder."""
+
+    def __init__(self) -> None:
+        self.servers: dict[Path, BridgeServer] = {}
+
+    def __call__(self, settings: TerminalSettings, password: str = "") -> TerminalProcess:
+        folder = settings.broker_folder
+        if folder not in self.servers:
+            self.servers[folder] = BridgeServer(folder)
+        port = self.servers[folder].port
+        return TerminalProcess(msgspec.structs.replace(settings, kind="mt5linux", bridge_port=port), password)
+
+
+Implementation = Callable[[TerminalSettings, str], Broker]
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +104,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture(params=[InProcess, TerminalProcess])
+@pytest.fixture(scope="module")
+def bridged() -> Iterator[Bridged]:
+    bridged = Bridged()
+    yield bridged
+    for server in bridged.servers.values():
+        server.close()
+
+
+@pytest.fixture(params=["in-process", "in-child", "bridge"])
 def implementation(request: pytest.FixtureRequest) -> Implementation:
-    kind: Implementation = request.param
-    return kind
+    if request.param == "bridge":
+        found: Implementation = request.getfixturevalue("bridged")
+        return found
+    return InProcess if request.param == "in-process" else TerminalProcess
 
 
 def settings_of(folder: Path, **changes: object) -> TerminalSettings:
@@ -297,3 +328,22 @@ async def test_activity_shows_positions_orders_and_deals_from_a_server_time_on(b
     later = await broker.activity(deal.time_msc + 60_000)
     assert deal not in later.deals
     assert deal.position_id in {position.identifier for position in later.positions}
+
+
+async def test_activity_leaves_out_what_is_not_asked_for(broker: Broker, magic: int) -> None:
+    [opened] = await broker.send([send(buy(magic))])
+    assert isinstance(opened, Answered)
+    seen = await broker.activity(opened.deals[0].time_msc, orders=False, rest=False)
+    assert opened.deals[0] in seen.deals
+    assert (seen.positions, seen.orders, seen.history) == ((), (), ())
+
+
+async def test_a_connection_is_verified_and_a_cut_one_is_not(implementation: Implementation, tmp_path: Path) -> None:
+    with broker_in(tmp_path / "broker"):
+        broker = implementation(settings_of(tmp_path), "any")
+        await broker.connect()
+        assert (await broker.verify()).login == LOGIN
+        ask(tmp_path / "broker", "cut", duration="1m")
+        with pytest.raises(TerminalError, match="not connected to its broker"):
+            await broker.verify()
+        await broker.close()

@@ -48,6 +48,16 @@ def fill_with_gaps(store: EventStore) -> EventStore:
     return store
 
 
+def test_the_orders_are_listed_by_the_beginning_of_their_ids(store, monkeypatch):
+    monkeypatch.setattr(store_module, "PAGE", 2)
+    ids = ["a", "a-1", "a.b", "aB", "ab", "b"]
+    batch = [Recorded(seq, f"order/{one}", 1, "order.requested", b"{}") for seq, one in enumerate(ids, 1)]
+    store.insert([*batch, Recorded(9, "order/a", 2, "order.refused", b"{}"), Recorded(10, "writer", 1, "x", b"{}")])
+    assert set(store.order_ids()) == set(ids)
+    assert set(store.order_ids("a")) == set(ids) - {"b"}
+    assert list(store.order_ids("ab")) == ["ab"]
+
+
 # --- writing ----------------------------------------------------------------------------------------------------
 
 

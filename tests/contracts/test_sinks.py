@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,10 +17,11 @@ from ledger.seal import batches
 from projections.agree import compare, held_by_clickhouse
 from projections.audit_files import AuditFilesSink, files, read_audit
 from projections.clickhouse import ClickHouseSink, Target, connect
+from projections.digest import TableAgreement, agree_tables
 from projections.follower import Batch, Follower, Pace, Position, Progress, Sink
 from projections.kafka import KafkaSink
 from tests.engine import engine_path, fresh_database
-from tests.history import History, ListSource
+from tests.history import History, ListSource, past_of
 from tests.kafka_server import kafka_server
 from tests.kafka_topic import read_topic
 from tests.writable_endpoint import WritableEndpoint
@@ -36,25 +37,37 @@ class Storage(Protocol):
 
 
 class ClickHouseStorage:
-    def __init__(self, target: Target, ledger_id: str) -> None:
-        self.target, self.ledger_id, self.database = target, ledger_id, fresh_database()
+    """`history` is the ledger as it grows: what its earlier events are read from."""
+
+    def __init__(self, target: Target, history: History) -> None:
+        self.target, self.ledger_id, self.database = target, history.ledger_id, fresh_database()
+        self.past = past_of(history.records)
 
     def sink(self, client: Callable[[], Any] | None = None) -> ClickHouseSink:
-        return ClickHouseSink(self.target, self.ledger_id, database=self.database, client=client)
+        past = self.past
+        return ClickHouseSink(self.target, self.ledger_id, database=self.database, past=past, client=client)
 
     async def held(self) -> list[Recorded]:
-        client = connect(Target(path=engine_path()))
-        try:
+        with self.client() as client:
             return list(held_by_clickhouse(client, self.database, self.ledger_id))
-        finally:
-            client.close()
+
+    def differing(self, records: list[Recorded]) -> list[TableAgreement]:
+        """The tables that are not what these events give."""
+        with self.client() as client:
+            found = agree_tables(records, self.past, client, self.database, self.ledger_id)
+        return [one for one in found if not one.ok]
 
     def run(self, sql: str) -> Any:
-        client = connect(Target(path=engine_path()))
-        try:
+        with self.client() as client:
             return client.command(sql.replace("{database}", self.database))
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[Any]:
+        found = connect(Target(path=engine_path()))
+        try:
+            yield found
         finally:
-            client.close()
+            found.close()
 
 
 class AuditStorage:
@@ -86,15 +99,15 @@ def history() -> History:
 
 
 @contextlib.asynccontextmanager
-async def clickhouse_storage(kind: str, ledger_id: str) -> AsyncIterator[ClickHouseStorage]:
+async def clickhouse_storage(kind: str, history: History) -> AsyncIterator[ClickHouseStorage]:
     """The real engine, in this process or behind HTTP."""
     if kind == "chdb":
-        yield ClickHouseStorage(Target(path=engine_path()), ledger_id)
+        yield ClickHouseStorage(Target(path=engine_path()), history)
         return
     endpoint = WritableEndpoint(engine_path())
     await endpoint.start()
     host, _, port = endpoint.url.removeprefix("http://").rpartition(":")
-    yield ClickHouseStorage(Target(host=host, port=int(port)), ledger_id)
+    yield ClickHouseStorage(Target(host=host, port=int(port)), history)
     await endpoint.close()
 
 
@@ -105,13 +118,13 @@ async def storage(request: pytest.FixtureRequest, history: History, tmp_path: Pa
     elif request.param == "kafka":
         yield KafkaStorage(history.ledger_id)
     else:
-        async with clickhouse_storage(request.param, history.ledger_id) as found:
+        async with clickhouse_storage(request.param, history) as found:
             yield found
 
 
 @pytest.fixture(params=["chdb", "http"])
 async def clickhouse(request: pytest.FixtureRequest, history: History) -> AsyncIterator[ClickHouseStorage]:
-    async with clickhouse_storage(request.param, history.ledger_id) as found:
+    async with clickhouse_storage(request.param, history) as found:
         yield found
 
 
@@ -175,6 +188,8 @@ async def position_of(storage: Storage) -> Any:
 async def assert_agrees(storage: Storage, records: list[Recorded]) -> None:
     found = compare("sink", records, await storage.held())
     assert (found.ok, found.difference, found.compared) == (True, "", len(records))
+    if isinstance(storage, ClickHouseStorage):
+        assert storage.differing(records) == []
 
 
 async def test_an_empty_sink_has_no_position(storage: Storage) -> None:
@@ -250,19 +265,19 @@ class Breaking:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
 
-    def insert(self, table: str, *arguments: Any, **options: Any) -> Any:
-        broken = table == self._table
+    def raw_insert(self, table: str, *arguments: Any, **options: Any) -> Any:
+        broken = table.rpartition(".")[2] == self._table
         if broken:
             self._table = ""
         if not broken or self._after:
-            self._client.insert(table, *arguments, **options)
+            self._client.raw_insert(table, *arguments, **options)
         if broken:
             raise OperationalError("connection reset")
 
 
-@pytest.mark.parametrize("table", ["executions", "order_events"])
+@pytest.mark.parametrize("table", ["executions", "orders", "position_history", "positions", "order_events"])
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-async def test_a_crash_at_either_insert_leaves_rows_once(
+async def test_a_crash_at_any_insert_leaves_rows_once(
     clickhouse: ClickHouseStorage, history: History, table: str, after: bool
 ) -> None:
     once = iter([True])
@@ -305,8 +320,8 @@ async def test_a_lost_tail_is_filled_again(clickhouse: ClickHouseStorage, histor
 
 async def test_two_ledgers_share_the_tables_of_a_server(history: History) -> None:
     other = History("ledger-b", login=5002).orders(7)
-    async with clickhouse_storage("http", history.ledger_id) as first:
-        second = ClickHouseStorage(first.target, other.ledger_id)
+    async with clickhouse_storage("http", history) as first:
+        second = ClickHouseStorage(first.target, other)
         second.database = first.database
         await follow(history.records, first.sink())
         await follow(other.records, second.sink())
@@ -315,9 +330,9 @@ async def test_two_ledgers_share_the_tables_of_a_server(history: History) -> Non
 
 
 async def test_an_embedded_folder_of_another_ledger_is_refused(history: History) -> None:
-    mine = ClickHouseStorage(Target(path=engine_path()), history.ledger_id)
+    mine = ClickHouseStorage(Target(path=engine_path()), history)
     await follow(history.records, mine.sink())
-    foreign = ClickHouseStorage(mine.target, "ledger-b")
+    foreign = ClickHouseStorage(mine.target, History("ledger-b"))
     foreign.database = mine.database
     with pytest.raises(Exception, match="belongs to ledger ledger-a, not to ledger-b"):
         await follow(History("ledger-b").records, foreign.sink())

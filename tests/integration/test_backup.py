@@ -15,7 +15,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from ledger.backup import EVENTS, MANIFEST, back_up, read_manifest, restore
+from ledger.backup import EVENTS, MANIFEST, back_up, read_manifest, restore, restore_log
 from ledger.errors import BackupUnusable, LedgerDamaged, LedgerError, LedgerLocked, LedgerUnavailable
 from ledger.seal import batches, verify
 from ledger.store import EventStore, open_store
@@ -101,6 +101,21 @@ def test_what_came_after_the_backup_is_restored_from_a_log_kept_elsewhere(opened
     whole = [one for batch in batches(more[:-1]) for one in batch]
     assert list(store.scan()) == whole
     assert found.last_seq == whole[-1].seq > len(HISTORY)
+
+
+def test_a_log_that_grows_while_it_is_restored_is_taken_as_it_was_verified(opened, source, tmp_path):
+    backed_up(source, tmp_path / "b")
+    more = History().orders(50).records
+    for name, put_back in (
+        ("first", lambda store, log: restore(tmp_path / "b", store, later=log)),
+        ("second", lambda store, log: restore_log(log, store, "the log")),
+    ):
+        readings = iter((more[:-9], more))
+        store = opened("sqlite", name)
+        found = put_back(store, lambda readings=readings: iter(next(readings)))
+        whole = [one for batch in batches(more[:-9]) for one in batch]
+        assert list(store.scan()) == whole
+        assert found.last_seq == len(whole)
 
 
 def test_a_log_of_another_past_is_refused_and_nothing_is_written(opened, source, tmp_path):

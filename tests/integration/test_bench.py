@@ -171,3 +171,33 @@ def test_a_database_with_a_ledger_is_refused_and_left_alone(postgres):
         assert list(store.scan()) == records
     finally:
         store.close()
+
+
+QUICK_TERMINAL = ("bench", "terminal", "--calls", "50", "--paced", "3")
+
+
+def test_it_tells_what_a_call_to_the_terminal_costs(tmp_path):
+    done = run_cli(*QUICK_TERMINAL, "--json", "--data", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    found = orjson.loads(done.stdout)
+    assert [(one["where"], one["call"], one["at_once"]) for one in found["figures"]] == [
+        ("in process", "tick", 1),
+        ("in process", "order_check", 1),
+        ("in process", "order_send", 1),
+        ("through the child", "tick", 1),
+        ("through the child", "order_check", 1),
+        ("through the child", "order_send", 1),
+        ("through the child", "order_check", 8),
+        ("through the child", "order_send", 8),
+        ("through the child, 100/s", "order_send", 1),
+    ]
+    found["machine"].pop("load")  # this alone may be zero
+    assert min(numbers_of(found)) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_people_get_a_table_of_the_terminals_calls():
+    done = run_cli(*QUICK_TERMINAL)
+    assert done.returncode == 0, done.stderr
+    for told in ("a bare hop", "order_check", "through the child", "requests/s"):
+        assert told in done.stdout

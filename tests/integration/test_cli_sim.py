@@ -118,5 +118,5 @@ def test_what_cannot_be_done_is_one_line_and_a_failure(data: Path, arguments: tu
 
 def test_it_needs_a_simulated_broker(tmp_path: Path) -> None:
     assert "order-ledger serve" in cli(tmp_path, "account").stderr
-    native = cli(tmp_path, "account", TERMINAL="native", MT5_LOGIN="1", MT5_SERVER="s")
+    native = cli(tmp_path, "account", TERMINAL="native", MT5_LOGIN="1", MT5_SERVER="s", MT5_PATH="t")
     assert "TERMINAL is native" in native.stderr

@@ -8,8 +8,9 @@ import pytest
 
 from projections.clickhouse import Target, connect
 from projections.follower import SinkRefused
-from projections.migrate import FOLDER, check, load, migrate
-from projections.rows import EXECUTIONS, ORDER_EVENTS
+from projections.migrate import FOLDER, Place, check, load, plan
+from projections.migrate import migrate as run
+from projections.tables import TABLES, Table
 from tests.engine import engine_path, fresh_database
 
 
@@ -30,6 +31,10 @@ def files(tmp_path: Path) -> Path:
     (tmp_path / "0001_first.sql").write_text("CREATE TABLE IF NOT EXISTS {database}.a (x Int8) ENGINE = Memory;\n")
     (tmp_path / "0002_second.sql").write_text("CREATE TABLE IF NOT EXISTS {database}.b (x Int8) ENGINE = Memory;\n")
     return tmp_path
+
+
+def migrate(client: Any, database: str, migrations: Any = None) -> list[str]:
+    return [one.name for one in run(client, Place(database=database), migrations)]
 
 
 def states(client: Any, database: str) -> list[tuple[int, str]]:
@@ -99,13 +104,44 @@ def test_every_column_says_what_it_is_and_where_it_comes_from(client: Any, datab
     assert [f"{table}.{name}" for table, name, _, comment in rows if "Source: " not in comment] == []
 
 
-@pytest.mark.parametrize(("table", "schema"), [("order_events", ORDER_EVENTS), ("executions", EXECUTIONS)])
-def test_the_rows_have_the_columns_of_their_table(
-    client: Any, database: str, table: str, schema: dict[str, str]
-) -> None:
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_the_rows_have_the_columns_of_their_table(client: Any, database: str, table: Table) -> None:
     migrate(client, database)
-    found = client.query(f"DESCRIBE TABLE {database}.{table}").result_rows
-    assert {row[0]: row[1] for row in found} == schema
+    found = client.query(f"DESCRIBE TABLE {database}.{table.name}").result_rows
+    assert {row[0]: row[1] for row in found} == table.columns
+    sql = "SELECT sorting_key FROM system.tables WHERE database = {db:String} AND name = {t:String}"
+    ((key,),) = client.query(sql, parameters={"db": database, "t": table.name}).result_rows
+    assert tuple(key.split(", ")) == table.key
+
+
+def test_what_migrate_would_do_is_told_and_not_done(client: Any, database: str, files: Path) -> None:
+    told = plan(client, Place(database=database), load(files))
+    assert [one.name for one in told] == ["0001_first.sql", "0002_second.sql"]
+    assert told[0].statements == (f"CREATE TABLE IF NOT EXISTS {database}.a (x Int8) ENGINE = Memory",)
+    assert not client.query(f"SELECT name FROM system.databases WHERE name = '{database}'").result_rows
+    migrate(client, database, load(files))
+    assert plan(client, Place(database=database), load(files)) == []
+
+
+def test_the_same_files_serve_a_replicated_cluster() -> None:
+    place = Place(database="audit", cluster="main", server=True)
+    statements = [place.fill(one.sql) for file in load() for one in file.statements]
+    assert all("ON CLUSTER main" in one for one in statements)
+    tables = [one for one in statements if one.startswith("CREATE TABLE")]
+    assert len(tables) == len(TABLES)
+    assert all("ENGINE = ReplicatedReplacingMergeTree(" in one for one in tables)
+    alone = [Place(database="audit").fill(one.sql) for file in load() for one in file.statements]
+    assert not any("CLUSTER" in one or "Replicated" in one or "{on" in one for one in alone)
+
+
+async def test_statements_for_a_server_only_are_left_out_where_they_may_not_run(client: Any, database: str) -> None:
+    applied = run(client, Place(database=database))
+    access = next(one for one in applied if "access" in one.name)
+    assert (access.statements, access.left_out) == ((), 3)
+    other = fresh_database()
+    on_server = run(client, Place(database=other, server=True))  # the engine denies them, as a server may
+    assert next(one for one in on_server if "access" in one.name).left_out == 3
+    check(client, other)
 
 
 def test_no_table_is_partitioned_or_expires(client: Any, database: str) -> None:

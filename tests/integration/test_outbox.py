@@ -9,7 +9,7 @@ import nats
 import orjson
 import pytest
 
-from gateway.outbox import Outbox
+from gateway.outbox import SUBJECTS, Outbox, OutboxRefused
 from ledger.commands import ReceiveOrder
 from ledger.intake import read_order
 from ledger.store import open_store
@@ -28,9 +28,9 @@ def server(tmp_path):
 
 
 @contextlib.asynccontextmanager
-async def opened(tmp_path):
-    store = open_store(f"sqlite:///{tmp_path / 'ledger.db'}")
-    ledger = await Ledger.open(store, login=7, server="s", clock=lambda: datetime.now(UTC), build="test")
+async def opened(tmp_path, login=7):
+    store = open_store(f"sqlite:///{tmp_path / f'ledger-{login}.db'}")
+    ledger = await Ledger.open(store, login=login, server="s", clock=lambda: datetime.now(UTC), build="test")
     try:
         yield ledger, store
     finally:
@@ -38,7 +38,7 @@ async def opened(tmp_path):
 
 
 @contextlib.asynccontextmanager
-async def following(server, ledger, store, *, new_ledger=True):
+async def following(server, ledger, store, *, new_ledger=True, shared=False):
     """The outbox as the service runs it; at the end it finishes what the ledger holds."""
     connection = await nats.connect(server.url, reconnect_time_wait=0.05, max_reconnect_attempts=-1, error_cb=quiet)
     outbox = Outbox(
@@ -49,9 +49,14 @@ async def following(server, ledger, store, *, new_ledger=True):
         ledger.login,
         new_ledger=new_ledger,
         on_failure=ledger.tail.wake,
+        shared=shared,
     )
     follower = Follower(ledger.tail, outbox, Pace(retry_first_s=0.05, retry_most_s=0.2, idle_s=0.2))
-    await follower.start(5)
+    try:
+        await follower.start(5)
+    except BaseException:
+        await connection.close()
+        raise
     task = asyncio.create_task(follower.run())
     try:
         yield
@@ -84,14 +89,14 @@ async def take(ledger, *order_ids):
         await executed.durable
 
 
-async def held(server) -> list[str]:
+async def held(server, stream="BROKER-7") -> list[str]:
     """The order ids in the stream of news, in order."""
     connection = await nats.connect(server.url)
     try:
         js = connection.jetstream()
-        info = await js.stream_info("BROKER-7")
+        info = await js.stream_info(stream)
         first, last = info.state.first_seq, info.state.last_seq
-        found = [await js.get_msg("BROKER-7", seq=number) for number in range(first, last + 1)]
+        found = [await js.get_msg(stream, seq=number) for number in range(first, last + 1)]
         return [orjson.loads(one.data)["order_id"] for one in found]
     finally:
         await connection.close()
@@ -159,3 +164,87 @@ async def test_killing_nats_under_way_loses_and_doubles_nothing(tmp_path, server
         server.start()
         await take(ledger, *names[20:])
     assert await held(server) == names
+
+
+# --- several accounts on one NATS -----------------------------------------------------------------------------------
+
+
+async def heard(server, names):
+    """What a plain subscriber hears until it has heard of all these orders: (subject, account, order id)."""
+    connection = await nats.connect(server.url)
+    found = []
+    done = asyncio.Event()
+
+    async def take_one(message):
+        body = orjson.loads(message.data)
+        found.append((message.subject, body["account"], body["order_id"]))
+        if {order_id for _, _, order_id in found} >= set(names):
+            done.set()
+
+    await connection.subscribe("broker.*.*", cb=take_one)
+    await connection.flush()
+    return connection, found, done
+
+
+async def test_accounts_share_a_nats_and_plain_subscribers_hear_of_all(tmp_path, server):
+    async with opened(tmp_path, 7) as (one, one_store), opened(tmp_path, 8) as (other, other_store):
+        connection, found, done = await heard(server, ["o-1", "o-2", "p-1"])
+        async with following(server, one, one_store, shared=True), following(server, other, other_store, shared=True):
+            await take(one, "o-1")
+            await take(other, "p-1")
+            await take(one, "o-2")
+        await asyncio.wait_for(done.wait(), 5)
+        await connection.close()
+    assert sorted(found) == [
+        ("broker.error.EURUSD", "7", "o-1"),
+        ("broker.error.EURUSD", "7", "o-2"),
+        ("broker.error.EURUSD", "8", "p-1"),
+    ]
+    assert (await held(server, "BROKER-7"), await held(server, "BROKER-8")) == (["o-1", "o-2"], ["p-1"])
+
+
+async def test_killing_a_shared_nats_loses_and_doubles_nothing_in_either_stream(tmp_path, server):
+    async with (
+        opened(tmp_path, 7) as (one, one_store),
+        opened(tmp_path, 8) as (other, other_store),
+        following(server, one, one_store, shared=True),
+        following(server, other, other_store, shared=True),
+    ):
+        for number in range(30):
+            await take(one, f"o-{number}")
+            await take(other, f"p-{number}")
+            if number == 10:
+                server.stop(signal.SIGKILL)
+            if number == 20:
+                server.start()
+    assert await held(server, "BROKER-7") == [f"o-{number}" for number in range(30)]
+    assert await held(server, "BROKER-8") == [f"p-{number}" for number in range(30)]
+
+
+async def test_a_second_account_that_would_take_the_same_subjects_is_refused_with_the_remedy(tmp_path, server):
+    async with (
+        opened(tmp_path, 7) as (one, one_store),
+        opened(tmp_path, 8) as (other, other_store),
+        following(server, one, one_store),
+    ):
+        with pytest.raises(OutboxRefused, match="set NATS_NEWS=shared on all gateways"):
+            async with following(server, other, other_store):
+                pass
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        ({"subjects": ["broker.fill.>"]}, "it has the subjects"),
+        ({"storage": "memory"}, "it is kept in memory"),
+        ({"retention": "interest"}, "its retention is not limits"),
+    ],
+)
+async def test_a_stream_that_the_news_are_not_safe_in_is_refused(tmp_path, server, config, problem):
+    connection = await nats.connect(server.url)
+    await connection.jetstream().add_stream(**({"name": "BROKER-7", "subjects": list(SUBJECTS)} | config))
+    await connection.close()
+    async with opened(tmp_path) as (ledger, store):
+        with pytest.raises(OutboxRefused, match=problem):
+            async with following(server, ledger, store):
+                pass

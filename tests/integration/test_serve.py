@@ -63,11 +63,19 @@ async def test_a_market_order_is_filled_and_told_everywhere(service):
 
 async def test_a_rejection_names_retcode_and_category(service):
     async with Listener(service.info["nats_url"]) as listener:
-        await listener.send(market_order("reject-1", volume=500))
+        await listener.send(market_order("reject-1", symbol="XAUUSD", volume=1000), "XAUUSD")
         subject, error = await listener.final("reject-1")
-    assert subject == "broker.error.EURUSD"
-    assert (error["retcode"], error["retcode_name"], error["category"]) == (10014, "INVALID_VOLUME", "fatal")
+    assert subject == "broker.error.XAUUSD"
+    assert (error["retcode"], error["retcode_name"], error["category"]) == (10019, "NO_MONEY", "fatal")
     assert error["status"] == "REJECTED"
+
+
+async def test_what_the_symbol_does_not_allow_is_refused_before_the_broker_with_every_reason(service):
+    async with Listener(service.info["nats_url"]) as listener:
+        await listener.send(market_order("refused-1", volume="0.015", sl=1.15))
+        subject, error = await listener.final("refused-1")
+    assert (subject, error["category"], len(error["reasons"])) == ("broker.error.EURUSD", "refused", 2)
+    assert topics(service, "refused-1") == ["order.requested", "order.refused"]
 
 
 async def test_a_repeated_order_is_answered_again_and_not_sent_again(service):

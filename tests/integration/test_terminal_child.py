@@ -369,3 +369,20 @@ def test_time_limits_mean_the_same_moment_in_every_process() -> None:
     before = time.monotonic()
     other = float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     assert before < other < time.monotonic()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no CPU can be chosen here")
+async def test_the_trading_child_and_its_simulated_broker_share_a_cpu_and_nobody_else_is_kept_on_it(
+    folder: Path, make: Make
+) -> None:
+    ours = os.sched_getaffinity(0)
+    terminal, query = await make(), await make(role="query")
+    address = read_address(folder / "broker")
+    assert address is not None
+    assert terminal.pid is not None
+    assert query.pid is not None
+    shared = os.sched_getaffinity(terminal.pid)
+    assert len(shared) == 1
+    assert shared <= ours
+    assert os.sched_getaffinity(address.pid) == shared
+    assert os.sched_getaffinity(0) == os.sched_getaffinity(query.pid) == ours

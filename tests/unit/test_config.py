@@ -42,6 +42,7 @@ def test_every_problem_is_named_at_once():
         "MAX_ORDER_AGE_S",
         "MT5_LOGIN",
         "MT5_SERVER",
+        "MT5_PATH",
     ]
 
 

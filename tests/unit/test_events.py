@@ -56,6 +56,8 @@ STORED_TOPICS = {
     "account.external_deal_observed",
     "account.halted",
     "account.resumed",
+    "account.control_received",
+    "account.alert_raised",
     "account.configuration_accepted",
     "account.configuration_refused",
     "account.reconciled",

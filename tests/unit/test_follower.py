@@ -4,9 +4,9 @@ from collections.abc import Sequence
 import pytest
 
 from ledger.errors import SinkAhead
-from ledger.events import Recorded
+from ledger.events import Recorded, order_stream
 from projections.follower import Batch, Follower, Pace, Position, Progress, SinkRefused
-from tests.history import History, ListSource
+from tests.history import History, ListSource, full_fill
 
 QUICK = Pace(retry_first_s=0.001, retry_most_s=0.002, idle_s=0.05)
 
@@ -80,6 +80,24 @@ async def test_a_batch_is_bounded_by_bytes() -> None:
     sizes = [sum(len(one.state) for one in batch.records) for batch in sink.batches]
     assert max(sizes) <= 6000
     assert sink.held == history.records
+
+
+@pytest.mark.parametrize(("symbol", "pages"), [("EURUSD", [256, 8192]), ("X" * 40_000, [256, 256])])
+async def test_what_is_read_at_once_goes_by_the_size_of_the_events(symbol: str, pages: list[int]) -> None:
+    history, limits = History(), []
+    for _ in range(300):
+        history.commit([(order_stream("o"), full_fill(symbol=symbol))])
+
+    class Watched(ListSource):
+        async def read(self, after: int, limit: int) -> list[Recorded]:
+            limits.append(limit)
+            return await super().read(after, limit)
+
+    follower = Follower(Watched(history.records), ListSink(), Pace(max_events=8448))
+    await follower.start()
+    follower.stop()
+    await follower.run()
+    assert limits[:2] == pages
 
 
 async def test_a_commit_larger_than_the_bounds_is_still_one_batch() -> None:

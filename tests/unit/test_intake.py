@@ -9,7 +9,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from ledger.facts import MAX_RAW, OrderRequest
-from ledger.intake import ACTIONS, FILLINGS, ORDER_TYPES, TIMES_IN_FORCE, Received, Supported, read_order
+from ledger.intake import ACTIONS, FILLINGS, ORDER_TYPES, TIMES_IN_FORCE, Received, read_order
 from tests.decider import message
 
 KNOWN = OrderRequest.__struct_fields__
@@ -509,24 +509,6 @@ def test_what_is_understood_but_not_allowed_is_refused_with_its_request_kept(fie
     received = read_order(order(**fields), account="5001")
     assert (list(received.reasons), received.category) == (expected, "refused")
     assert received.request is not None
-
-
-def test_a_gateway_takes_only_what_it_supports():
-    supported = Supported(frozenset({"open", "cancel"}), frozenset({"buy", "sell", "buy_limit"}))
-
-    def found(shape: str, **changes: object) -> tuple[tuple[str, ...], str]:
-        received = read_order(order(**SOUND[shape] | changes), supported=supported)
-        assert received.request is not None
-        return received.reasons, received.category
-
-    for shape in ("market", "pending", "cancel of a ticket"):
-        assert found(shape) == ((), "")
-    assert found("stop limit") == (("order_type 'buy_stop_limit' is not supported by this version",), "refused")
-    assert found("close by") == (("action 'close_by' is not supported by this version",), "refused")
-    assert found("pending", order_type="sell_limit", sl=-1) == (
-        ("order_type 'sell_limit' is not supported by this version", "sl -1 is negative"),
-        "refused",
-    )
 
 
 # --- what is understood -----------------------------------------------------------------------------------------

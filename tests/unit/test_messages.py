@@ -115,6 +115,15 @@ DEAL = {
 }
 REFUSED = {"retriable": False, "final": True}
 # The examples of the stored events (tests/make_frozen_events.py): kind of the subject, and the fields beside the base.
+OF_THE_ORDER = (
+    "requested_price",
+    "slippage",
+    "slippage_points",
+    "attempts",
+    "provisional",
+    "retcode",
+    "retcode_name",
+)
 TOLD = {
     "order.conflict_received": (
         "error",
@@ -295,7 +304,38 @@ TOLD = {
             "attempts": 2,
         },
     ),
-    "order.anomaly_detected": ("alert", {"description": "late_fill: a deal after failed"}),
+    "order.anomaly_detected": (
+        "alert.anomaly",
+        {"kind": "anomaly", "symbol": "EURUSD", "description": "late_fill: a deal after failed"},
+    ),
+    "account.disconnected": ("alert.disconnected", {"kind": "disconnected", "description": "the terminal closed"}),
+    "account.login_refused": (
+        "alert.login_refused",
+        {"kind": "login_refused", "description": "authorization failed", "retcode": -6},
+    ),
+    "account.external_deal_observed": (
+        "order",
+        {
+            **{name: value for name, value in DEAL.items() if name not in OF_THE_ORDER},
+            "description": "by hand",
+        },
+    ),
+    "account.halted": (
+        "alert.halted",
+        {"kind": "halted", "source": "operator", "by": "ann", "description": "loss of the day"},
+    ),
+    "account.resumed": (
+        "alert.resumed",
+        {"kind": "resumed", "source": "operator", "by": "bob", "description": "checked"},
+    ),
+    "account.alert_raised": (
+        "alert.slow_broker",
+        {"kind": "slow_broker", "symbol": "EURUSD", "description": "1.5 s to the broker"},
+    ),
+    "writer.took_over": (
+        "alert.fenced",
+        {"kind": "fenced", "description": "the writer host-1:1234 was displaced by host-2 (4711)"},
+    ),
     "inbox.message_rejected": (
         "error",
         {
@@ -316,18 +356,14 @@ SILENT = {
     "order.send_abandoned",
     "order.outcome_probed",
     "account.connected",
-    "account.disconnected",
-    "account.login_refused",
-    "account.external_deal_observed",
-    "account.halted",
-    "account.resumed",
+    "account.deals_followed",
+    "account.control_received",
     "account.configuration_accepted",
     "account.configuration_refused",
     "account.reconciled",
     "account.snapshot_taken",
     "writer.ledger_created",
     "writer.checkpointed",
-    "writer.took_over",
     "writer.head_signed",
     "writer.batch_sealed",
 }
@@ -348,8 +384,9 @@ def test_of_every_event_it_is_said_here_what_goes_out():
 def test_an_event_goes_out_on_its_subject_with_just_these_fields(topic):
     kind, fields = TOLD[topic]
     subject, body = told_of(topic)
-    assert subject == ("broker.alert.anomaly" if kind == "alert" else f"broker.{kind}.EURUSD")
-    assert body == fields | {
+    assert subject == (f"broker.{kind}" if kind.startswith("alert") else f"broker.{kind}.EURUSD")
+    named = {} if kind.startswith("alert") else {"symbol": "EURUSD"}
+    assert body == named | fields | {
         "event": topic,
         "event_id": "ledger-a:42",
         "seq": 42,
@@ -357,7 +394,6 @@ def test_an_event_goes_out_on_its_subject_with_just_these_fields(topic):
         "account": "5001",
         "recorded_at": "2026-03-01T12:00:00.123456Z",
         "order_id": "a/b" if topic == "inbox.message_rejected" else "ord_1",
-        "symbol": "EURUSD",
         "correlation_id": "corr-1",
     }
 

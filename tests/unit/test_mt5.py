@@ -257,6 +257,13 @@ def test_the_password_reaches_initialize_and_nothing_else() -> None:
     assert "secret" not in str(caught.value)
 
 
+def test_a_portable_terminal_is_started_as_one() -> None:
+    module = Scripted(initialize=False, last_error=(-10003, "failed"))
+    with pytest.raises(TerminalError):
+        Mt5Session(module, login=0, path="t.exe", portable=True).connect()
+    assert module.called("initialize") == [(("t.exe",), {"timeout": 60000, "portable": True})]
+
+
 def test_a_broker_without_the_clock_symbol_can_be_connected_to() -> None:
     module = Scripted(symbol_info_tick=None, last_error=(-1, "Terminal: Call failed"))
     assert connected(module).account().server_utc_offset_s is None

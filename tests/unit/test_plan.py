@@ -171,7 +171,7 @@ def test_a_halt_changes_nothing_for_what_may_be_at_the_broker(past):
 
 @pytest.mark.parametrize("request_", [close_request, close_by_request, cancel_request, stops_request])
 def test_a_halt_lets_pass_what_reduces_risk(request_):
-    assert step(request_, halted="operator: news") == Check()
+    assert step(request_, halted="operator: news") == Send(1)
 
 
 stop_limit_change = receive(

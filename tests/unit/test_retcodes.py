@@ -3,6 +3,7 @@ import pytest
 from gateway.retcodes import LAST_ERRORS, RETCODES, OrderEffect, RetcodeClass, lookup, lookup_error
 from gateway.simulated import constants
 from ledger.trade import ACTION_DEAL, ACTION_MODIFY, ACTION_PENDING, ACTION_SLTP
+from tests.make_retcodes_page import PAGE, page
 
 
 def test_every_code_the_package_exports_is_in_the_table_under_its_name() -> None:
@@ -63,3 +64,7 @@ def test_an_error_that_may_follow_a_send_leaves_the_order_unknown(code: int) -> 
 @pytest.mark.parametrize("code", [-2, -8, -10003, -10004])
 def test_an_error_found_before_anything_was_sent_proves_that_nothing_was(code: int) -> None:
     assert lookup_error(code).order_effect is OrderEffect.NOT_SENT
+
+
+def test_the_page_of_the_return_codes_says_what_the_table_says() -> None:
+    assert PAGE.read_text() == page(), "docs/retcodes.md is not what gateway/retcodes.py says: make docs"

@@ -1,6 +1,7 @@
 """The child's loop in this process: its parent's end of the sockets belongs to the test."""
 
 import socket
+import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -87,8 +88,9 @@ def test_a_child_without_a_parent_ends_instead_of_waiting(ends: tuple[Parent, so
         parent.receive()
 
 
-@pytest.mark.parametrize("kind", ["native", "mt5linux"])
-def test_a_terminal_that_is_not_installed_is_an_error(kind: Any) -> None:
+@pytest.mark.parametrize(("kind", "library"), [("native", "MetaTrader5"), ("mt5linux", "rpyc")])
+def test_a_terminal_that_is_not_installed_is_an_error(kind: Any, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, library, None)  # as if it were not there
     with pytest.raises(TerminalError):
         load_module(TerminalSettings(folder="unused", kind=kind))
 

@@ -1,0 +1,185 @@
+"""Whether orders may be sent: the trading terminal answers, is connected to its broker, as the account of this ledger.
+
+That is proven by one cheap call, and believed for `connection_check_s` at most; an answer of the broker proves it as
+well. Connects, refusals and disconnects are events of the account, and tell whoever waits for them.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from gateway.broker import Account, Broker, LoginRefused, TerminalError
+from gateway.terminal import TerminalStatus
+from ledger.account_events import AccountConnected, AccountDisconnected
+from ledger.account_events import LoginRefused as LoginRefusal
+from ledger.errors import LedgerError
+from ledger.events import Event, account_stream
+from ledger.writer import Cause, Ledger
+
+log = structlog.get_logger()
+
+FIRST_PAUSE_S: Final = 0.1
+CAUSE: Final = Cause(actor="gateway")
+
+
+class Connection:
+    """`auto_reconnect` False: what was lost stays down until `reconnect` is called. Pauses between two looks at a lost
+    connection grow up to `reconnect_interval_s`."""
+
+    def __init__(
+        self,
+        trade: Broker,
+        ledger: Ledger,
+        account: Account,
+        *,
+        terminal: str,
+        check_s: float = 1.0,
+        auto_reconnect: bool = True,
+        reconnect_interval_s: float = 30.0,
+    ) -> None:
+        self._trade, self._ledger, self._terminal = trade, ledger, terminal
+        self.account = account
+        self._check_s, self._auto, self._longest_s = check_s, auto_reconnect, reconnect_interval_s
+        self._verified_at = time.monotonic()
+        self._is_up = asyncio.Event()
+        self._is_up.set()
+        self.reason = ""
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._verifying: asyncio.Task[bool] | None = None
+        self._listeners: list[Callable[[bool], None]] = []
+
+    @property
+    def up(self) -> bool:
+        return self._is_up.is_set()
+
+    def on_change(self, listener: Callable[[bool], None]) -> None:
+        """Calls it, in the event loop, with whether the connection is up, at every change."""
+        self._listeners.append(listener)
+
+    def start(self) -> None:
+        self._record(self._connected())
+        self._task = asyncio.create_task(self._watch(), name="connection")
+
+    async def stop(self) -> None:
+        tasks = [task for task in (self._task, self._verifying) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def answered(self) -> None:
+        """The broker answered a request just now."""
+        self._verified_at = time.monotonic()
+
+    @property
+    def is_fresh(self) -> bool:
+        """It is up, and that was proven a moment ago."""
+        return self.up and time.monotonic() - self._verified_at <= self._check_s
+
+    async def verify(self) -> bool:
+        """Asks the terminal now; callers at the same time share one question."""
+        if self._verifying is None or self._verifying.done():
+            self._verifying = asyncio.create_task(self._verify(), name="verify-connection")
+        return await asyncio.shield(self._verifying)
+
+    async def reconnect(self) -> bool:
+        """On an operator's word: starts the terminal again where it is needed, and looks."""
+        with contextlib.suppress(TerminalError):
+            await self._trade.connect()
+        found = await self._ask()
+        if found is not None:
+            self._rise(found)
+        return self.up
+
+    def terminal_changed(self, status: TerminalStatus) -> None:
+        """News of the trading terminal's process."""
+        if status.state == "down":
+            self._fall(status.text or "the terminal is down")
+        elif status.state == "refused":
+            self._fall(status.text, refused=True, code=status.code)
+        elif status.state == "connected":
+            self._wake.set()
+
+    async def _watch(self) -> None:
+        pause_s = FIRST_PAUSE_S
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._check_s / 2 if self.up else pause_s):
+                    await self._wake.wait()
+            self._wake.clear()
+            if self.up:
+                pause_s = FIRST_PAUSE_S
+                if time.monotonic() - self._verified_at >= self._check_s / 2:
+                    await self.verify()
+            elif self._auto:
+                await self.verify()
+                pause_s = min(pause_s * 2, self._longest_s)
+
+    async def _verify(self) -> bool:
+        found = await self._ask()
+        if found is not None and (self.up or self._auto):
+            self._rise(found)
+        return self.up
+
+    async def _ask(self) -> Account | None:
+        asked_at = time.monotonic()
+        try:
+            found = await self._trade.verify()
+        except LoginRefused as error:
+            self._fall(str(error), refused=True, code=error.code)
+            return None
+        except TerminalError as error:
+            self._fall(str(error))
+            return None
+        self._verified_at = max(self._verified_at, asked_at)
+        return found
+
+    def _rise(self, account: Account) -> None:
+        self.account = account
+        if self.up:
+            return
+        self._is_up.set()
+        self.reason = ""
+        log.info("connected to the broker again")
+        self._record(self._connected())
+        for listener in self._listeners:
+            listener(True)
+
+    def _fall(self, reason: str, *, refused: bool = False, code: int = 0) -> None:
+        if not self.up:
+            self.reason = reason
+            return
+        self._is_up.clear()
+        self.reason = reason
+        remedy = "" if self._auto else "; orders wait until an operator reconnects"
+        log.error("the connection to the broker is lost", reason=reason + remedy)
+        login, server = self.account.login, self.account.server
+        if refused:
+            self._record(LoginRefusal(login=login, server=server, code=code, reason=reason + remedy))
+        else:
+            self._record(AccountDisconnected(login=login, server=server, reason=reason + remedy))
+        for listener in self._listeners:
+            listener(False)
+
+    def _connected(self) -> AccountConnected:
+        account = self.account
+        return AccountConnected(
+            login=account.login,
+            server=account.server,
+            currency=account.currency,
+            margin_mode=account.margin_mode,
+            balance=account.balance,
+            equity=account.equity,
+            terminal=self._terminal,
+            broker_utc_offset_s=account.server_utc_offset_s or 0,
+        )
+
+    def _record(self, event: Event) -> None:
+        if self._ledger.failure.done():
+            return
+        with contextlib.suppress(LedgerError):
+            self._ledger.append(account_stream(self.account.login), event, CAUSE)

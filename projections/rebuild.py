@@ -1,0 +1,230 @@
+"""Builds all tables again from the ledger, beside the ones in use, compares both, and exchanges them.
+
+The new set has the suffix `_rebuild`; its own `order_events` tells how far it is, so a rebuild that was interrupted
+goes on there. Reading and folding one batch goes on while the batch before is inserted. Rows that changed since the
+position of the comparison are left out of it on both sides, so the tables in use may go on growing meanwhile. For the
+exchange alone the writer of those tables is held: the new set is taken to where it stands, then each pair of tables
+changes names in one step, and the old ones are dropped.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from ledger.events import Recorded
+from ledger.store import EventStore
+from projections.clickhouse import ClickHouseSink, Target, connect
+from projections.digest import batches_of, held
+from projections.follower import Position
+from projections.migrate import Place
+from projections.tables import TABLES, Table
+
+if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
+
+SUFFIX: Final = "_rebuild"
+BATCH: Final = 32_768
+NEAR: Final = 20_000  # events that are left to the exchange at most
+_ROUNDS: Final = 20
+
+
+class Compared(msgspec.Struct, frozen=True, kw_only=True):
+    """A table against its rebuilt twin, up to a position of the ledger, without the rows that changed since."""
+
+    table: str
+    rows: int
+    was: int
+    same: bool
+
+
+class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
+    """`events` were read in all, `resumed_at` is the position an earlier rebuild had reached. `exchanged` False: the
+    tables in use were left as they are."""
+
+    seq: int
+    events: int
+    resumed_at: int
+    exchanged: bool
+    tables: tuple[Compared, ...]
+
+    @property
+    def same(self) -> bool:
+        return all(one.same for one in self.tables)
+
+
+class Stopped(Exception):
+    """The rebuild was told to stop: what is built stays, and the next one goes on there."""
+
+
+class Rebuild:
+    """`hold` runs something while the sink that writes the tables in use does not. `advance` is told how far it is and
+    of how many events; when it returns False the rebuild stops."""
+
+    def __init__(
+        self,
+        store: EventStore,
+        target: Target,
+        ledger_id: str,
+        *,
+        database: str,
+        cluster: str = "",
+        hold: Callable[[Callable[[], None]], None],
+        advance: Callable[[int, int], bool] = lambda done, of: True,
+    ) -> None:
+        self._store, self._ledger_id, self._hold, self._advance = store, ledger_id, hold, advance
+        self._place = Place(database=database, cluster=cluster, server=not target.embedded)
+        self._open: Callable[[], Client] = lambda: connect(target)
+        # One connection reads while the other inserts.
+        self._reader, self._writer = (
+            ClickHouseSink(
+                target,
+                ledger_id,
+                database=database,
+                cluster=cluster,
+                past=store.streams,
+                migrate_at_start=False,
+                suffix=SUFFIX,
+            )
+            for _ in range(2)
+        )
+
+    def run(self, *, exchange: bool = True) -> Rebuilt:
+        """Raises Stopped, LedgerUnavailable, SinkUnavailable, SinkRefused."""
+        client = self._open()
+        client.command("SET max_query_size = 67108864")  # the keys that changed meanwhile are named one by one
+        self._reader.attach(self._open())
+        self._writer.attach(self._open())
+        try:
+            begun = self._prepare(client)
+            position = self._fill(begun)
+            compared = self._compare(client, position)
+            if exchange:
+                self._hold(lambda: self._exchange(client))
+            self._drop(client)
+            return Rebuilt(
+                seq=position,
+                events=position - begun,
+                resumed_at=begun,
+                exchanged=exchange,
+                tables=tuple(compared),
+            )
+        finally:
+            for one in (self._reader, self._writer):
+                one.attach(None)
+            client.close()
+
+    def _prepare(self, client: "Client") -> int:
+        """Makes the new set, or takes up the one that is there; its position."""
+        if any(self._shape(client, table, SUFFIX) not in ("", self._shape(client, table, "")) for table in TABLES):
+            self._drop(client)  # the schema has changed since
+        for table in TABLES:
+            sql = "CREATE TABLE IF NOT EXISTS {database}.%s {on_cluster} AS {database}.%s"
+            client.command(self._place.fill(sql % (table.name + SUFFIX, table.name)))
+        found = self._reader.held()
+        if found is None:
+            return 0
+        return found.seq if self._is_ours(found) else self._afresh(client)
+
+    def _is_ours(self, found: Position) -> bool:
+        head = self._store.head()
+        seal = self._store.at(found.seq) if found.seq else None
+        if head is None or found.highest > head.seq:
+            return False
+        return found.seq == 0 or (seal is not None and seal.state.endswith(f'"digest":"{found.digest}"}}}}'.encode()))
+
+    def _afresh(self, client: "Client") -> int:
+        self._drop(client)
+        return self._prepare(client)
+
+    def _shape(self, client: "Client", table: Table, suffix: str) -> str:
+        sql = (
+            "SELECT arrayStringConcat(groupArray(name || ' ' || type), ',') FROM (SELECT name, type "
+            "FROM system.columns WHERE database = {db:String} AND table = {t:String} ORDER BY position)"
+        )
+        found = client.query(sql, parameters={"db": self._place.database, "t": table.name + suffix})
+        return str(found.result_rows[0][0])
+
+    def _fill(self, begun: int) -> int:
+        """Until it is near the head of the ledger; the position reached."""
+        position = begun
+        for _ in range(_ROUNDS):
+            head = self._store.head()
+            target = head.seq if head else 0
+            if position and target - position < NEAR:
+                return position
+            position = self._take(position, target)
+        return position
+
+    def _take(self, position: int, target: int) -> int:
+        """The events from there up to the seal at `target`, folding one batch while the last is inserted."""
+        with ThreadPoolExecutor(1, thread_name_prefix="rebuild") as inserts:
+            under_way: Future[None] | None = None
+            for batch in batches_of(self._events(position, target), BATCH):
+                rows = self._reader.rows(batch)
+                if under_way is not None:
+                    under_way.result()
+                    self._told(position, target)
+                under_way = inserts.submit(self._writer.insert, rows)
+                position = batch.position.seq
+            if under_way is not None:
+                under_way.result()
+        self._told(position, target)
+        return position
+
+    def _told(self, position: int, target: int) -> None:
+        if not self._advance(position, target):
+            raise Stopped
+
+    def _events(self, position: int, target: int) -> Iterator[Recorded]:
+        for one in self._store.scan(position):
+            if one.seq > target:
+                return
+            yield one
+
+    def _compare(self, client: "Client", seq: int) -> list[Compared]:
+        """Each table in use against the new one, up to `seq`."""
+        found = []
+        for table in TABLES:
+            database, ledger_id = self._place.database, self._ledger_id
+            was, changed = held(client, table, database, ledger_id, seq)
+            now, _ = held(client, table, database, ledger_id, seq, SUFFIX, without=changed)
+            found.append(Compared(table=table.name, rows=now.rows, was=was.rows, same=was == now))
+        return found
+
+    def _exchange(self, client: "Client") -> None:
+        """While nobody writes the tables in use."""
+        held_now, new = self._reader.held(""), self._reader.held()
+        position = new.seq if new else 0
+        if held_now is not None and held_now.seq > position:
+            self._reader.forget()
+            self._take(position, held_now.seq)
+        for table in TABLES:
+            sql = "EXCHANGE TABLES {database}.%s AND {database}.%s {on_cluster}"
+            client.command(self._place.fill(sql % (table.name, table.name + SUFFIX)))
+
+    def _drop(self, client: "Client") -> None:
+        for table in TABLES:
+            client.command(
+                self._place.fill("DROP TABLE IF EXISTS {database}.%s {on_cluster} SYNC" % (table.name + SUFFIX))
+            )
+
+
+def rebuild_alone(
+    store: EventStore,
+    target: Target,
+    ledger_id: str,
+    *,
+    database: str,
+    cluster: str = "",
+    exchange: bool = True,
+    advance: Callable[[int, int], bool] = lambda done, of: True,
+) -> Rebuilt:
+    """A rebuild while no process of this data folder writes the tables. Raises as `Rebuild.run` does."""
+
+    def at_once(work: Callable[[], None]) -> None:
+        work()
+
+    found = Rebuild(store, target, ledger_id, database=database, cluster=cluster, hold=at_once, advance=advance)
+    return found.run(exchange=exchange)

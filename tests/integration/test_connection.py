@@ -1,0 +1,122 @@
+"""While the broker cannot be reached: orders wait up to their age, what is unknown is settled when it is back."""
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from ledger.account_events import AccountConnected, AccountDisconnected
+from ledger.order import Status
+from tests.gateway_desk import Desk, desk_in
+
+MARKET = {"symbol": "EURUSD", "order_type": "buy", "volume": 0.1}
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with desk_in(tmp_path / "d") as running:
+        yield running
+
+
+async def down(desk: Desk) -> AccountDisconnected:
+    return await desk.event("", "account.disconnected")
+
+
+async def connects(desk: Desk, count: int) -> None:
+    """Waits for so many `AccountConnected`."""
+
+    def found() -> bool | None:
+        return sum(isinstance(one, AccountConnected) for one in desk.events("")) >= count or None
+
+    await desk.when(found, 15.0, lambda: str(desk.topics("")))
+
+
+async def test_orders_wait_visibly_while_the_connection_is_cut_and_are_sent_when_it_is_back(desk: Desk) -> None:
+    desk.window("cut")
+    assert "not connected to its broker" in (await down(desk)).reason
+    for number in range(20):
+        await desk.submit(f"o-{number}", **MARKET)
+    parked = await desk.event("o-0", "order.parked")
+    assert "not connected to the broker" in parked.reason
+    desk.window("cut", duration="off")
+    for number in range(20):
+        filled = await desk.ended(f"o-{number}")
+        assert (filled.status, filled.attempt) == (Status.FILLED, 1)
+    assert len(desk.deals()) == 20
+    assert [one.removeprefix("account.") for one in desk.topics("")][-2:] == ["disconnected", "connected"]
+
+
+async def test_an_order_that_has_waited_too_long_for_the_connection_is_stale(tmp_path: Path) -> None:
+    async with desk_in(tmp_path / "d", MAX_ORDER_AGE_S="1.5") as desk:
+        desk.window("cut")
+        await down(desk)
+        await desk.submit("o-1", **MARKET)
+        assert (await desk.ended("o-1")).status is Status.STALE
+        desk.window("cut", duration="off")
+        await connects(desk, 2)
+        assert desk.deals() == []
+
+
+async def test_a_send_is_preceded_by_a_proof_of_the_connection_that_is_young_enough(tmp_path: Path) -> None:
+    """Nobody notices the cut before the next order: it must not be sent into it."""
+    async with desk_in(tmp_path / "d", CONNECTION_CHECK_S="0.05") as desk:
+        await desk.connection.stop()  # nothing looks in between
+        desk.window("cut")
+        while desk.connection.is_fresh:
+            await desk.query.account()
+        await desk.submit("o-1", **MARKET)
+        await down(desk)
+        assert "order.send_started" not in [one.topic for one in desk.store.stream("order/o-1")]
+        desk.window("cut", duration="off")
+        assert await desk.connection.reconnect()
+        assert (await desk.ended("o-1")).status is Status.FILLED
+
+
+async def test_without_auto_reconnect_orders_wait_for_an_operator(tmp_path: Path) -> None:
+    async with desk_in(tmp_path / "d", AUTO_RECONNECT="false") as desk:
+        assert desk.trade.pid is not None
+        os.kill(desk.trade.pid, signal.SIGKILL)
+        assert "until an operator reconnects" in (await down(desk)).reason
+        await desk.submit("o-1", **MARKET)
+        await desk.until("o-1", Status.PARKED)
+        assert not desk.connection.up
+        assert await desk.connection.reconnect()
+        assert (await desk.ended("o-1")).status is Status.FILLED
+        assert len(desk.deals()) == 1
+
+
+async def test_a_terminal_that_dies_during_a_send_comes_back_and_settles_what_it_left(desk: Desk) -> None:
+    desk.fault("crash_after*1")
+    await desk.submit("o-1", **MARKET)
+    filled = await desk.ended("o-1")
+    assert (filled.status, filled.attempt, len(desk.deals())) == (Status.FILLED, 1, 1)
+    await connects(desk, 2)
+    await desk.open("o-2")
+
+
+async def test_a_broker_that_hangs_costs_a_deadline_and_no_order(desk: Desk) -> None:
+    desk.fault("hang_after=0*1")
+    await desk.submit("o-1", **MARKET)
+    await desk.open("o-2")
+    assert (await desk.ended("o-1")).status is Status.FILLED
+    assert sorted(deal["order"] for deal in desk.deals()) == sorted(
+        desk.ledger.order(one).order_ticket  # type: ignore[union-attr]
+        for one in ("o-1", "o-2")
+    )
+
+
+async def test_short_losses_are_not_told_of_each_order(desk: Desk) -> None:
+    assert desk.trade.pid is not None
+    os.kill(desk.trade.pid, signal.SIGKILL)
+    await down(desk)
+    await desk.open("o-1")
+    assert "parked" not in desk.topics("o-1")
+
+
+async def test_a_target_that_cannot_be_seen_is_looked_at_again(desk: Desk) -> None:
+    await desk.open("o-1")
+    desk.fault("positions_get:error=-1*2")
+    await desk.submit("c-1", action="close", target_order_id="o-1")
+    assert (await desk.ended("c-1")).status is Status.FILLED
