@@ -2,39 +2,22 @@
 
 import asyncio
 import contextlib
-import os
 
-import aiohttp
-import orjson
 import pytest
 from aiohttp import web
 
-from gateway.config import SERVICE, VARIABLES
+from gateway import documents
+from gateway.config import KINDS, SERVICE, VARIABLES, load
 from gateway.hub import ConfigClient, Hub
 from gateway.hub_server import hub_server
 from gateway.settings_table import ABOUT
+from gateway.show import open_ledger
+from ledger.account_events import ConfigurationAccepted, ConfigurationRefused
+from ledger.events import decode
 from tests.nats_server import nats_server
-from tests.service import Service
+from tests.service import Listener, Service, market_order
 
 DEFAULTS = {"operational": {"order_settings": {"max_retries": 3, "retry_delay_seconds": 5}}}
-OTHER = {
-    "logging.level": "debug",
-    "order_settings.validate_before_send": False,
-    "order_settings.retry_multiplier": 3,
-    "order_settings.retry_jitter": 0.5,
-    "order_settings.resend_after_proven_absence": True,
-    "limits.symbols": ["EURUSD"],
-    "limits.require_sl": True,
-    "limits.require_tp": True,
-    "halt.reason": "maintenance",
-    "halt.cancel_orders": True,
-}
-
-
-def nested(path: str, value: object) -> dict:
-    for name in reversed(f"operational.{path}".split(".")):
-        value = {name: value}
-    return value  # type: ignore[return-value]
 
 
 @contextlib.asynccontextmanager
@@ -76,10 +59,6 @@ async def broken(_):
     return web.Response(status=500)
 
 
-async def refused_types(_):
-    return web.json_response({"config": {"operational": {"order_settings": {"max_retries": "many"}}}})
-
-
 @pytest.mark.parametrize("answer", [never, garbage, broken])
 async def test_a_hub_that_is_slow_broken_or_lies_leaves_the_safe_defaults(tmp_path, answer):
     async with lying_hub(answer) as url:
@@ -98,6 +77,73 @@ async def test_the_hub_takes_a_key_registrations_and_heartbeats(tmp_path):
         assert await hub.post("/api/v1/discovery/heartbeat", beat) == 200
 
 
-def configurations(service: Service) -> list[dict]:
-    found = service.cli("export", "--format", "jsonl", "--stream", "account/1")
-    return [orjson.loads(line) for line in found.stdout.splitlines()]
+SPECIAL = {"logging.level": "debug", "limits.symbols": ["EURUSD"], "halt.reason": "maintenance"}
+HOT = {about.at: VARIABLES[name][0] for name, about in ABOUT.items() if about.hot}
+
+
+def nested(path: str, value: object) -> dict:
+    return documents.nested({f"operational.{path}": value})
+
+
+def another(path: str) -> dict:
+    """A document that changes this one setting."""
+    value = load({}, {})
+    for part in HOT[path].split("."):
+        value = getattr(value, part)
+    if path in SPECIAL:
+        return nested(path, SPECIAL[path])
+    if KINDS[HOT[path]] is bool:
+        return nested(path, not value)
+    return nested(path, 0.5 if path.endswith("jitter") else int(value) + 2)
+
+
+@contextlib.asynccontextmanager
+async def service_with_hub(folder):
+    with nats_server(folder) as bus:
+        async with hub_server(folder / "hub.json", "127.0.0.1", 0, bus.url) as (url, _):
+            settings = {"NATS_URL": bus.url, "CENTRAL_HUB_URL": url, "CLICKHOUSE_URL": "off", "KAFKA_BROKERS": "off"}
+            service = Service(folder / "data", **settings)
+            try:
+                await asyncio.to_thread(service.start)  # the hub answers meanwhile
+                yield Hub(url), bus
+            finally:
+                service.end()
+
+
+async def events_until(folder, wanted):
+    """The configurations that were accepted and refused, once `wanted` holds of them."""
+    store = open_ledger(load({"data": str(folder / "data")}, {}))
+    try:
+        async with asyncio.timeout(10):
+            while True:
+                kinds = (ConfigurationAccepted, ConfigurationRefused)
+                found = [decode(one).data for one in store.read(0, 10_000)]
+                found = [one for one in found if isinstance(one, kinds)]
+                if found and wanted(found):
+                    return found
+                await asyncio.sleep(0.02)
+    finally:
+        store.close()
+
+
+def changed(field):
+    return lambda found: field in getattr(found[-1], "changed", ())
+
+
+async def test_every_reloadable_setting_is_reloaded_and_recorded_and_orders_go_on(tmp_path):
+    async with service_with_hub(tmp_path) as (hub, bus):
+        for number, path in enumerate(HOT):
+            assert await hub.post(f"/api/v1/config/{SERVICE}", another(path)) == 200
+            found = await events_until(tmp_path, changed(HOT[path]))
+            assert len(found) == number + 2
+        await hub.post(f"/api/v1/config/{SERVICE}", nested("limits.require_sl", True))
+        await events_until(tmp_path, changed("limits.require_sl"))
+        async with Listener(bus.url) as listener:
+            await listener.send(market_order("o-1"))
+            assert (await listener.final("o-1"))[1]["category"] == "refused"
+            await hub.post(f"/api/v1/config/{SERVICE}", nested("order_settings.max_retries", "many"))
+            await events_until(tmp_path, lambda all_: isinstance(all_[-1], ConfigurationRefused))
+            await hub.post(f"/api/v1/config/{SERVICE}", {})
+            await events_until(tmp_path, changed("limits.require_sl"))
+            await listener.send(market_order("o-2"))
+            assert (await listener.final("o-2"))[1]["event"] == "order.filled"

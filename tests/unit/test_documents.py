@@ -77,7 +77,9 @@ def test_a_merge_keeps_every_default_and_takes_what_is_stronger(weak, strong):
     assert repr(deep_merge(merged, strong)) == repr(merged)
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"config": 1}', b'{"config": "x"}', b'{"config": "[]"}', b"\xff"])
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"{}", b'{"config": 1}', b'{"config": "x"}', b'{"config": "[]"}', b"\xff"]
+)
 def test_an_answer_that_holds_no_configuration_is_an_error(body):
     with pytest.raises(HubError):
         read_answer(body)
