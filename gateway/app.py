@@ -6,7 +6,6 @@ Stop: no new orders, calls at the broker end, news go out, the ledger is closed 
 
 import asyncio
 import contextlib
-import logging
 import math
 import os
 import signal
@@ -36,7 +35,7 @@ from gateway.heads import PUBLIC_FILE, HeadSigner, seal_key
 from gateway.linger import Lingering
 from gateway.outbox import Outbox
 from gateway.processes import as_others, prefer_this_process, tune_collector
-from gateway.reload import HubSettings
+from gateway.reload import HubSettings, set_log_level
 from gateway.submit import Submitter
 from gateway.sync import Sync
 from gateway.terminal import TerminalProcess, TerminalStatus
@@ -462,11 +461,6 @@ async def _together(
         if isinstance(one, BaseException):
             raise one
     return found[0], found[1], found[2]  # type: ignore[return-value]  # the exceptions are gone
-
-
-def set_log_level(level: str) -> None:
-    number = logging.getLevelNamesMapping()[level.upper()]
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(number))
 
 
 def _lock_folder(folder: Path) -> FileLock:

@@ -369,10 +369,8 @@ def layered(
     problems += [f"in the configuration file: {one}" for one in file.problems] + ours.problems
     texts = {name: (text, "environment") for name, text in env.items() if name in VARIABLES and text != ""}
     if "CLICKHOUSE_URL" not in texts and env.get("CLICKHOUSE_HOST"):
-        texts["CLICKHOUSE_URL"] = (
-            f"http://{env['CLICKHOUSE_HOST']}:{env.get('CLICKHOUSE_PORT') or '8123'}",
-            "environment",
-        )
+        address = f"http://{env['CLICKHOUSE_HOST']}:{env.get('CLICKHOUSE_PORT') or '8123'}"
+        texts["CLICKHOUSE_URL"] = (address, "environment")
     texts |= {name: (text, "flags") for name, text in flags.items() if name in VARIABLES and text is not None}
     given = {name: (value, "file") for name, value in file.values.items()}
     given |= {name: (value, "hub") for name, value in ours.values.items()}
@@ -420,16 +418,16 @@ def _kinds() -> dict[str, type]:
     """The type of every setting, those of a group by `group.name`."""
     found: dict[str, type] = {}
     for name, hint in get_type_hints(Settings).items():
-        kind = next((one for one in get_args(hint) if one is not type(None)), hint) if _optional(hint) else hint
+        kind = (
+            next((one for one in get_args(hint) if one is not type(None)), hint)
+            if type(None) in get_args(hint)
+            else hint
+        )
         if issubclass(getattr(kind, "__origin__", kind), msgspec.Struct):
             found |= {f"{name}.{inner}": inner_kind for inner, inner_kind in get_type_hints(kind).items()}
         else:
             found[name] = kind
     return found
-
-
-def _optional(hint: Any) -> bool:
-    return type(None) in get_args(hint)
 
 
 KINDS: Final = _kinds()

@@ -5,6 +5,7 @@ needs a restart keeps its old value until then, and the log says so. A storm of 
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -194,3 +195,8 @@ class HubSettings:
     def _append(self, event: ConfigurationAccepted | ConfigurationRefused) -> None:
         assert self._ledger is not None
         self._ledger.append(account_stream(self._ledger.login), event, CAUSE)
+
+
+def set_log_level(level: str) -> None:
+    number = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(number))

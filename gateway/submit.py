@@ -65,8 +65,7 @@ class _Sending(NamedTuple):
 
 
 class Submitter:
-    """Takes orders that are in the ledger and sees each to its end. `on_answer` hears of every answer that was
-    recorded."""
+    """Takes orders that are in the ledger and sees each to its end. `on_answer` hears of every recorded answer."""
 
     def __init__(
         self,
@@ -87,13 +86,11 @@ class Submitter:
         self._staged: set[str] = set()
         self._timers = Timers(self._advance)
         self._held: dict[str, None] = {}  # those that wait for the connection
-        self._down_since = 0.0
         self._causes: dict[str, Cause] = {}
         self._arrivals: dict[str, int] = {}  # of requests on targets: which came first
-        self._counter = itertools.count()
+        self._counter, self._down_since = itertools.count(), 0.0
         self._built: dict[str, Built] = {}
-        self._halts = ledger.account.halts
-        self._guard = Guard()
+        self._halts, self._guard = ledger.account.halts, Guard()
         self.prober = Prober(
             ledger,
             query,
@@ -118,8 +115,6 @@ class Submitter:
         self._preparer.admit = admit
 
     def use(self, settings: Settings) -> None:
-        """Settings for orders that come from now on."""
-        self._settings = settings
         self._steps.use(settings.policy)
         self._preparer.deviation_points = settings.default_deviation_points
 
