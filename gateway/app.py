@@ -121,14 +121,13 @@ class Service:
         projections = await self._start_projections()
         trade, query = self._terminals()
         connection, account, _ = await _together(self._connect_nats(), trade.connect(), query.connect())
-        version, _ = version_of(settings)
         ledger = await Ledger.open(
             store,
             login=account.login,
             server=account.server,
             clock=utc_now,
             build=BUILD,
-            config_version=version,
+            config_version=version_of(settings)[0],
             take_over=self._take_over,
         )
         self._later("ledger", ledger.close)

@@ -359,8 +359,7 @@ def load(flags: Mapping[str, str | None], env: Mapping[str, str] = os.environ) -
 def layered(
     flags: Mapping[str, str | None], env: Mapping[str, str] = os.environ, hub: Mapping[str, Any] | None = None
 ) -> Loaded:
-    """The settings with the hub's document, where it was asked for. Raises ConfigurationError with one line per
-    problem."""
+    """The settings with the hub's document, where it was asked for. Raises ConfigurationError, a line per problem."""
     data = Path(flags.get("data") or env.get("ORDER_LEDGER_DATA") or DEFAULT_DATA).expanduser().absolute()
     problems: list[str] = []
     known = _places()
