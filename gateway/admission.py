@@ -35,6 +35,10 @@ class Admission:
         self._ticks: dict[str, tuple[Tick, float]] = {}
         self._let_through: OrderedDict[str, float] = OrderedDict()  # orders of the last minute that open
 
+    def use(self, limits: Limits) -> None:
+        """Limits hold for every order at once, also for one that waits."""
+        self._limits = limits
+
     async def objections(
         self, order_id: str, request: TradeRequest, symbol: Symbol, target: TargetImage | None = None
     ) -> tuple[str, ...]:

@@ -53,6 +53,9 @@ class Alerts:
         self._quiet: dict[tuple[str, str], _Repeated] = {}
         self._told_unresolved: set[tuple[str, int]] = set()
 
+    def use(self, settings: Settings) -> None:
+        self._settings = settings
+
     def start(self, watch: Watch) -> None:
         """Call it before `watch` starts. Outcomes that are unknown already get their time, too."""
         for kind in (*_ALERTS, TradingResumed):

@@ -10,7 +10,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -24,7 +24,7 @@ from nats.aio.client import Client
 from gateway import nats_connection
 from gateway.broker import Account, LoginRefused, TerminalError
 from gateway.bus import OrderBus
-from gateway.config import OFF, Settings, described, safe_url, version_of
+from gateway.config import Settings, safe_url, version_of
 from gateway.connection import Connection
 from gateway.edge import Edge
 from gateway.embedded import NatsServer, ProjectionProcess, StartFailed, kept_port, lock_folder
@@ -32,22 +32,21 @@ from gateway.heads import PUBLIC_FILE, HeadSigner, seal_key
 from gateway.linger import Lingering
 from gateway.observation import Observation
 from gateway.outbox import Outbox
+from gateway.parts import projection_settings, terminal_settings
 from gateway.processes import as_others, prefer_this_process, tune_collector
+from gateway.reload import HubSettings, set_log_level
 from gateway.standby import lock_is_free
 from gateway.submit import Submitter
 from gateway.sync import Sync
 from gateway.terminal import TerminalProcess, TerminalStatus
-from gateway.terminal_child import TerminalSettings
 from gateway.traces import TracesUnavailable
-from ledger.account_events import ConfigurationAccepted
 from ledger.errors import SinkAhead
-from ledger.events import account_stream
 from ledger.heads import key_id
 from ledger.store import EventStore, open_store, sqlite_path
 from ledger.values import plain
-from ledger.writer import Cause, Ledger
+from ledger.writer import Ledger
 from projections.follower import Follower, Pace, remedy_of
-from projections.settings import EMBEDDED, ProjectionSettings, kafka_options
+from projections.settings import EMBEDDED
 
 log = structlog.get_logger()
 
@@ -69,9 +68,16 @@ class Service:
     """The whole service. `say` gets the lines for a person."""
 
     def __init__(
-        self, settings: Settings, say: Callable[[str], None], *, take_over: bool = False, standby: bool = False
+        self,
+        settings: Settings,
+        hub: HubSettings,
+        say: Callable[[str], None],
+        *,
+        take_over: bool = False,
+        standby: bool = False,
     ) -> None:
-        self._settings, self._say, self._take_over, self._standby = settings, say, take_over, standby
+        self._settings, self._hub, self._say = settings, hub, say
+        self._take_over, self._standby = take_over, standby
         self._stop_asked = asyncio.Event()
         self._undo: list[tuple[str, Callable[[], Awaitable[Any]]]] = []
         self._failures: list[asyncio.Future[Any]] = []
@@ -128,14 +134,13 @@ class Service:
         trade, query = self._terminals()
         observation.watch_terminals(trade, query)
         connection, account, _ = await _together(self._connect_nats(), trade.connect(), query.connect())
-        version, digest = version_of(settings)
         ledger = await Ledger.open(
             store,
             login=account.login,
             server=account.server,
             clock=utc_now,
             build=BUILD,
-            config_version=version,
+            config_version=version_of(settings)[0],
             take_over=self._take_over,
         )
         self._later("ledger", ledger.close)
@@ -149,10 +154,6 @@ class Service:
         await self._start_outbox(connection, store, ledger)
         found = await self._await_projections(projections)
 
-        accepted = ConfigurationAccepted(
-            version=version, origin="flags, environment, defaults", digest=digest, settings=described(settings)
-        )
-        ledger.append(account_stream(account.login), accepted, Cause(actor="gateway"))
         every_s, every_seals = settings.seal_sign_every_s, settings.seal_sign_every_seals
         signer = HeadSigner(ledger, key, utc_now, every_s=every_s, every_seals=every_seals)
         self._failures.append(signer.start())
@@ -179,6 +180,14 @@ class Service:
         sync = Sync(ledger, store, query, settings, utc_now, link, submitter)
         await sync.start()
         self._later("the account followed", sync.stop)
+
+        def use(new: Settings) -> None:
+            set_log_level(new.log_level)
+            for part in (submitter, edge, sync):
+                part.use(new)
+
+        await self._hub.follow(ledger, connection, use, BUILD)
+        self._later("the hub followed", self._hub.stop)
         submitter.start()
         self._failures += (submitter.failure, sync.failure)
         bus = OrderBus(
@@ -229,21 +238,7 @@ class Service:
         if clickhouse is None:
             port = kept_port(settings.data / "clickhouse.port", settings.clickhouse_http_port)
         process = ProjectionProcess(
-            ProjectionSettings(
-                ledger_url=settings.ledger_url.reveal(),
-                data_dir=str(settings.data),
-                clickhouse=clickhouse or EMBEDDED,
-                clickhouse_user=settings.clickhouse_user,
-                clickhouse_password=settings.clickhouse_password.reveal(),
-                clickhouse_cluster=settings.clickhouse_cluster,
-                database=settings.clickhouse_database,
-                http_port=port,
-                kafka=settings.kafka_brokers or OFF,
-                kafka_options=kafka_options(os.environ),
-                kafka_replication=settings.kafka_replication,
-                audit_dir="" if settings.kafka_brokers else str(settings.data / "audit"),
-                log_level=settings.log_level,
-            ),
+            projection_settings(settings, clickhouse or EMBEDDED, port),
             settings.data / "log" / "projections.log",
         )
         await process.start()
@@ -254,20 +249,7 @@ class Service:
         settings = self._settings
         folder = settings.data / "terminal"
         folder.mkdir(parents=True, exist_ok=True)
-        common = TerminalSettings(
-            folder=str(folder),
-            kind=settings.terminal,  # type: ignore[arg-type]  # config reads it as one of these
-            login=settings.mt5_login,
-            server=settings.mt5_server,
-            path=settings.mt5_path,
-            portable=settings.mt5_portable,
-            bridge_host=settings.mt5linux_host,
-            bridge_port=settings.mt5linux_port,
-            call_deadline_s=settings.call_deadline_s,
-            seed=settings.simulated_seed,
-            restart=settings.auto_reconnect,
-            reconnect_interval_s=settings.reconnect_interval_s,
-        )
+        common = terminal_settings(settings, folder)
         password = settings.mt5_password.reveal()
         log_trade = _log_terminal("trade")
 
@@ -448,10 +430,13 @@ class Service:
 
 
 async def serve(
-    settings: Settings, say: Callable[[str], None], *, take_over: bool = False, standby: bool = False
+    flags: Mapping[str, str | None], say: Callable[[str], None], *, take_over: bool = False, standby: bool = False
 ) -> None:
-    """Runs the service until SIGINT or SIGTERM."""
-    service = Service(settings, say, take_over=take_over, standby=standby)
+    """Runs the service until SIGINT or SIGTERM. Raises ConfigurationError, and what `Service.run` raises."""
+    hub = HubSettings(flags, os.environ)
+    settings = await hub.ask()
+    set_log_level(settings.log_level)
+    service = Service(settings, hub, say, take_over=take_over, standby=standby)
     loop = asyncio.get_running_loop()
     for name in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):  # Windows has no signal handlers in its loop

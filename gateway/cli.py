@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,8 @@ from gateway.cli_bench import bench
 from gateway.cli_chaos import chaos
 from gateway.cli_common import Failure, data_option, failures, json_option, print_json, settings_of
 from gateway.cli_sim import sim
-from gateway.config import OFF, Secret, Settings
+from gateway.config import OFF, Settings
+from gateway.secret import Secret
 
 if TYPE_CHECKING:
     from gateway.show import Answer
@@ -80,8 +82,39 @@ def serve(
         sys.stdout.flush()
 
     with failures():
-        asyncio.run(run(settings, say, take_over=take_over, standby=standby))
+        asyncio.run(run(flags, say, take_over=take_over, standby=standby))
     say("stopped")
+
+
+@cli.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", type=int, default=7000, show_default=True, help="The port (0 = any free).")
+@click.option("--file", "path", default="./hub.json", show_default=True, help="Where its configurations are kept.")
+@click.option("--nats", "nats_url", default="", envvar="NATS_URL", help="Where changes are told (NATS_URL).")
+def hub(host: str, port: int, path: str, nats_url: str) -> None:
+    """A small Central Hub for local use: GET and POST /api/v1/config/{service}, changes over NATS.
+
+    With CENTRAL_HUB_API_KEY set, requests need it as X-API-Key.
+    """
+    import nats.errors
+
+    from gateway.hub_server import hub_server
+
+    async def run() -> None:
+        key = os.environ.get("CENTRAL_HUB_API_KEY", "")
+        async with hub_server(Path(path), host, port, nats_url, key) as (url, _):
+            click.echo(f"READY on {url}")
+            sys.stdout.flush()
+            stop = asyncio.Event()
+            for name in (signal.SIGINT, signal.SIGTERM):
+                with contextlib.suppress(NotImplementedError):
+                    asyncio.get_running_loop().add_signal_handler(name, stop.set)
+            await stop.wait()
+
+    try:
+        asyncio.run(run())
+    except (OSError, ValueError, nats.errors.Error) as error:
+        raise Failure(f"the hub cannot run: {type(error).__name__}: {error}. Check --port, --file and --nats") from None
 
 
 @cli.command()

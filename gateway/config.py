@@ -1,56 +1,36 @@
-"""Settings: flags over environment over safe defaults, validated as one frozen value.
+"""Settings: flags over environment over Central Hub over TOML file over safe defaults, as one frozen value.
 
-Every problem is reported at once, with the name of the variable. Secrets come from the environment only and are
-kept in `Secret`, which prints as dots wherever it is formatted.
+Every problem is reported at once, with the name of the variable or its path in the document. Secrets come from the
+environment only and are kept in `Secret`, which prints as dots wherever it is formatted.
 """
 
 import hashlib
 import os
-import re
-from collections.abc import Callable, Mapping
+import tomllib
+from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, get_args, get_type_hints
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
+from gateway.documents import Place, places, read_document
 from gateway.http_guard import is_loopback, parse_tokens
-from gateway.simulated.faults import BadFaults, parse
+from gateway.secret import Secret
+from gateway.settings_table import ABOUT
 from gateway.validate import Limits
+from gateway.variables import VARIABLES
 from ledger.plan import Policy
-from ledger.values import Refused, parse_decimal
 
 DEFAULT_DATA: Final = "./.order-ledger"
+CONFIG_FILE: Final = "config.toml"
+SERVICE: Final = "mt5-connector"
 OFF: Final = "off"
 
 
 class ConfigurationError(Exception):
     """One line per problem."""
-
-
-class Secret:
-    """A text that never shows itself. `reveal()` is called where it is used, and nowhere else."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def reveal(self) -> str:
-        return self._text
-
-    def __bool__(self) -> bool:
-        return bool(self._text)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._text == self._text
-
-    def __hash__(self) -> int:
-        return hash(self._text)
-
-    def __repr__(self) -> str:
-        return "••••" if self._text else "(none)"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +40,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     mode: str = "embedded"
     instance_id: str = "1"
     log_level: str = "info"
+    log_all_communications: bool = False
+
+    central_hub_url: Secret = Secret("")
+    central_hub_api_key: Secret = Secret("")
+    central_hub_timeout_s: float = 3.0
+    central_hub_poll_s: float = 300.0
+    service_host: str = "127.0.0.1"
+    service_port: int = 8014
     real_time: str = "auto"
 
     nats_url: Secret | None = None
@@ -123,15 +111,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     connection_check_s: float = 1.0
     poll_interval_s: float = 1.0
     deal_overlap_s: float = 5.0
+    sync_interval_minutes: float = 5.0
+    reconcile_on_disconnect: bool = True
 
-    service_host: str = "127.0.0.1"
-    service_port: int = 8014
     auditor_tokens: Secret = Secret("")
     operator_tokens: Secret = Secret("")
     http_requests_per_s: float = 50.0
     verify_every_s: float = 0.0
 
-    log_all_communications: bool = False
     otlp_url: Secret | None = None
 
     @property
@@ -168,199 +155,104 @@ def version_of(settings: Settings) -> tuple[str, str]:
     return digest[:12], digest
 
 
-def _number(kind: type, low: float, high: float) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise ValueError(f"must be a number, not {text[:40]!r}") from None
-        if not low <= value <= high:
-            raise ValueError(f"must be from {low:g} to {high:g}, not {text[:40]}")
-        return value
+class Loaded(NamedTuple):
+    """Settings, and for each variable that was given who gave it: `flags`, `environment`, `hub` or `file`. `notes`:
+    what stands in the hub's document beside ours and is left to others."""
 
-    return read
-
-
-def _one_of(*allowed: str) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        if text.lower() not in allowed:
-            raise ValueError(f"must be one of {', '.join(allowed)}, not {text[:40]!r}")
-        return text.lower()
-
-    return read
-
-
-def _switch(text: str) -> bool:
-    return _one_of("true", "false", "1", "0", "on", "off")(text) in ("true", "1", "on")
-
-
-def _faults(text: str) -> str:
-    """As the simulated terminal reads it, from the same environment."""
-    try:
-        parse(text)
-    except BadFaults as error:
-        raise ValueError(str(error)) from None
-    return text
-
-
-def _amount(low: str, high: str) -> Callable[[str], Decimal]:
-    def read(text: str) -> Decimal:
-        try:
-            value = parse_decimal(text)
-        except Refused:
-            raise ValueError(f"must be a number, not {text[:40]!r}") from None
-        if not Decimal(low) <= value <= Decimal(high):
-            raise ValueError(f"must be from {low} to {high}, not {text[:40]}")
-        return value
-
-    return read
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(one for one in (part.strip() for part in text.split(",")) if one)
-
-
-def _file(text: str) -> str:
-    """A file that the service can read; what is in it does not matter yet."""
-    path = Path(text).expanduser()
-    try:
-        with path.open("rb"):
-            return str(path)
-    except (OSError, ValueError):
-        raise ValueError(f"names {text[:200]!r}, which is no readable file") from None
-
-
-def _subject(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", text):
-        raise ValueError(f"must be one subject without wildcards, not {text[:60]!r}")
-    return text
-
-
-_port = _number(int, 0, 65535)
-_seconds = _number(float, 0, 86_400)
-_lots = _amount("0", "1000000")
-
-# Environment variable -> (field, reader). The fields of Policy and Limits are reached by "policy." and "limits.".
-VARIABLES: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
-    "MODE": ("mode", _one_of("embedded", "production")),
-    "INSTANCE_ID": ("instance_id", str),
-    "LOG_LEVEL": ("log_level", _one_of("debug", "info", "warning", "error")),
-    "REAL_TIME": ("real_time", _one_of("auto", "on", "off")),
-    "NATS_URL": ("nats_url", Secret),
-    "NATS_PORT": ("nats_port", _port),
-    "NATS_USER": ("nats_user", str),
-    "NATS_PASSWORD": ("nats_password", Secret),
-    "NATS_TOKEN": ("nats_token", Secret),
-    "NATS_NKEY": ("nats_nkey", Secret),
-    "NATS_CREDS": ("nats_creds", _file),
-    "NATS_TLS_CA": ("nats_tls_ca", _file),
-    "NATS_TLS_CERT": ("nats_tls_cert", _file),
-    "NATS_TLS_KEY": ("nats_tls_key", _file),
-    "NATS_MONITOR_URL": ("nats_monitor_url", Secret),
-    "NATS_NEWS": ("nats_news", _one_of("own", "shared")),
-    "MAX_ACK_PENDING": ("max_ack_pending", _number(int, 1, 100_000)),
-    "TAKE_UNADDRESSED": ("take_unaddressed", _switch),
-    "BROKER_CONTROL": ("control", _switch),
-    "LEDGER_URL": ("ledger_url", Secret),
-    "KAFKA_BROKERS": ("kafka_brokers", str),
-    "KAFKA_REPLICATION_FACTOR": ("kafka_replication", _number(int, 0, 100)),
-    "CLICKHOUSE_URL": ("clickhouse_url", Secret),
-    "CLICKHOUSE_DATABASE": ("clickhouse_database", str),
-    "CLICKHOUSE_CLUSTER": ("clickhouse_cluster", str),
-    "CLICKHOUSE_USER": ("clickhouse_user", str),
-    "CLICKHOUSE_PASSWORD": ("clickhouse_password", Secret),
-    "CLICKHOUSE_HTTP_PORT": ("clickhouse_http_port", _port),
-    "TERMINAL": ("terminal", _one_of("simulated", "native", "mt5linux")),
-    "MT5_LOGIN": ("mt5_login", _number(int, 0, 2**63 - 1)),
-    "MT5_SERVER": ("mt5_server", str),
-    "MT5_PATH": ("mt5_path", str),
-    "MT5_PORTABLE": ("mt5_portable", _switch),
-    "MT5_PASSWORD": ("mt5_password", Secret),
-    "MT5LINUX_HOST": ("mt5linux_host", str),
-    "MT5LINUX_PORT": ("mt5linux_port", _number(int, 1, 65535)),
-    "MT5LINUX_QUERY_PORT": ("mt5linux_query_port", _port),
-    "SIMULATED_FAULTS": ("simulated_faults", _faults),
-    "SIMULATED_SEED": ("simulated_seed", _number(int, 0, 2**63 - 1)),
-    "SEAL_KEY": ("seal_key", Secret),
-    "SEAL_SIGN_EVERY_S": ("seal_sign_every_s", _number(float, 0.1, 86_400)),
-    "SEAL_SIGN_EVERY_SEALS": ("seal_sign_every_seals", _number(int, 1, 1_000_000)),
-    "VALIDATE_BEFORE_SEND": ("policy.validate_before_send", _switch),
-    "MAX_ORDER_AGE_S": ("policy.max_order_age_s", _seconds),
-    "MAX_ORDER_LIFE_S": ("policy.max_order_life_s", _seconds),
-    "MAX_RETRIES": ("policy.max_retries", _number(int, 0, 100)),
-    "RETRY_DELAY_S": ("policy.retry_delay_s", _seconds),
-    "PARK_RECHECK_S": ("policy.park_recheck_s", _number(float, 0.1, 86_400)),
-    "RESEND_AFTER_PROVEN_ABSENCE": ("policy.resend_after_proven_absence", _switch),
-    "LIMIT_SYMBOLS": ("limits.symbols", _names),
-    "LIMIT_MIN_VOLUME": ("limits.min_volume", _lots),
-    "LIMIT_MAX_VOLUME": ("limits.max_volume", _lots),
-    "LIMIT_OPEN_POSITIONS": ("limits.open_positions", _number(int, 0, 1_000_000)),
-    "LIMIT_ORDERS_PER_MINUTE": ("limits.orders_per_minute", _number(int, 0, 1_000_000)),
-    "LIMIT_PRICE_COLLAR_PERCENT": ("limits.price_collar_percent", _amount("0", "100")),
-    "LIMIT_REQUIRE_SL": ("limits.require_sl", _switch),
-    "LIMIT_REQUIRE_TP": ("limits.require_tp", _switch),
-    "LIMIT_DAILY_LOSS": ("limits.daily_loss", _amount("0", "9999999999")),
-    "MAX_QUOTE_AGE_S": ("limits.max_quote_age_s", _seconds),
-    "HALT": ("halt", str),
-    "HALT_CANCEL_ORDERS": ("halt_cancel_orders", _switch),
-    "HEARTBEAT_TIMEOUT_S": ("heartbeat_timeout_s", _seconds),
-    "HEARTBEAT_SUBJECT": ("heartbeat_subject", _subject),
-    "SLOW_BROKER_S": ("slow_broker_s", _amount("0", "600")),
-    "SLIPPAGE_REPORT_PIPS": ("slippage_report_pips", _amount("0", "100000")),
-    "SLIPPAGE_ALERT_PIPS": ("slippage_alert_pips", _amount("0", "100000")),
-    "UNRESOLVED_ALERT_S": ("unresolved_alert_s", _seconds),
-    "CALL_DEADLINE_S": ("call_deadline_s", _number(float, 0.1, 600)),
-    "NOT_AFTER_S": ("not_after_s", _number(float, 0.1, 2)),
-    "SERVER_TIMEOUT_S": ("server_timeout_s", _number(float, 0, 600)),
-    "DEFAULT_DEVIATION_POINTS": ("default_deviation_points", _number(int, 0, 1_000_000)),
-    "MAX_REQUESTS_PER_S": ("max_requests_per_s", _number(int, 0, 100_000)),
-    "AUTO_RECONNECT": ("auto_reconnect", _switch),
-    "RECONNECT_INTERVAL_S": ("reconnect_interval_s", _number(float, 0.1, 86_400)),
-    "CONNECTION_CHECK_S": ("connection_check_s", _number(float, 0.05, 60)),
-    "POLL_INTERVAL_S": ("poll_interval_s", _number(float, 0.05, 3_600)),
-    "DEAL_OVERLAP_S": ("deal_overlap_s", _number(float, 1, 86_400)),
-    "SERVICE_HOST": ("service_host", str),
-    "SERVICE_PORT": ("service_port", _port),
-    "AUDITOR_TOKENS": ("auditor_tokens", Secret),
-    "OPERATOR_TOKENS": ("operator_tokens", Secret),
-    "HTTP_REQUESTS_PER_S": ("http_requests_per_s", _number(float, 0.1, 100_000)),
-    "VERIFY_EVERY_S": ("verify_every_s", _number(float, 0, 30 * 86_400)),
-    "LOG_ALL_COMMUNICATIONS": ("log_all_communications", _switch),
-    "OTEL_EXPORTER_OTLP_ENDPOINT": ("otlp_url", Secret),
-}
+    settings: Settings
+    origins: dict[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def load(flags: Mapping[str, str | None], env: Mapping[str, str] = os.environ) -> Settings:
-    """The settings of a command. `flags`: variable name (or `data`) → text, None where not given.
+    """The settings of a command. `flags`: variable name (or `data`, `config`) → text, None where not given.
 
     Raises ConfigurationError with one line per problem.
     """
-    given = {name: text for name, text in env.items() if name in VARIABLES and text != ""}
-    given |= {name: text for name, text in flags.items() if name in VARIABLES and text is not None}
-    if "CLICKHOUSE_URL" not in given and env.get("CLICKHOUSE_HOST"):
-        given["CLICKHOUSE_URL"] = f"http://{env['CLICKHOUSE_HOST']}:{env.get('CLICKHOUSE_PORT') or '8123'}"
+    return layered(flags, env).settings
+
+
+def layered(
+    flags: Mapping[str, str | None], env: Mapping[str, str] = os.environ, hub: Mapping[str, Any] | None = None
+) -> Loaded:
+    """The settings with the hub's document, where it was asked for. Raises ConfigurationError, a line per problem."""
     data = Path(flags.get("data") or env.get("ORDER_LEDGER_DATA") or DEFAULT_DATA).expanduser().absolute()
-    values: dict[str, Any] = {"data": data, "ledger_url": Secret(f"sqlite:///{data / 'ledger.db'}")}
-    nested: dict[str, dict[str, Any]] = {"policy": {}, "limits": {}}
-    problems = []
-    for name, text in given.items():
-        field, read = VARIABLES[name]
+    problems: list[str] = []
+    known = _places()
+    file = read_document(_toml(flags, env, data, problems), known)
+    ours = read_document(hub or {}, known, section="operational")
+    problems += [f"in the configuration file: {one}" for one in file.problems] + ours.problems
+    texts = {name: (text, "environment") for name, text in env.items() if name in VARIABLES and text != ""}
+    if "CLICKHOUSE_URL" not in texts and env.get("CLICKHOUSE_HOST"):
+        address = f"http://{env['CLICKHOUSE_HOST']}:{env.get('CLICKHOUSE_PORT') or '8123'}"
+        texts["CLICKHOUSE_URL"] = (address, "environment")
+    texts |= {name: (text, "flags") for name, text in flags.items() if name in VARIABLES and text is not None}
+    given = {name: (value, "file") for name, value in file.values.items()}
+    given |= {name: (value, "hub") for name, value in ours.values.items()}
+    for name, (text, origin) in texts.items():
         try:
-            value = read(text)
+            given[name] = (VARIABLES[name][1](text), origin)
         except ValueError as error:
             problems.append(f"{name} {error}")
-            continue
-        group, _, inner = field.rpartition(".")
+    values: dict[str, Any] = {"data": data, "ledger_url": Secret(f"sqlite:///{data / 'ledger.db'}")}
+    nested: dict[str, dict[str, Any]] = {"policy": {}, "limits": {}}
+    for name, (value, _) in given.items():
+        group, _, inner = VARIABLES[name][0].rpartition(".")
         (nested[group] if group else values)[inner] = value
     settings = Settings(**values, policy=Policy(**nested["policy"]), limits=Limits(**nested["limits"]))
-    problems.extend(_objections(settings))
+    problems.extend(_objections(settings, complete=hub is not None or not settings.central_hub_url))
     if problems:
         raise ConfigurationError("\n".join(problems))
-    return settings
+    return Loaded(settings, {name: origin for name, (_, origin) in given.items()}, ours.notes)
 
 
-def _objections(settings: Settings) -> list[str]:
+def _toml(
+    flags: Mapping[str, str | None], env: Mapping[str, str], data: Path, problems: list[str]
+) -> Mapping[str, Any]:
+    """The document of the configuration file: the one that is named (`--config`, `ORDER_LEDGER_CONFIG`), else
+    `config.toml` in the data folder where there is one."""
+    named = flags.get("config") or env.get("ORDER_LEDGER_CONFIG") or ""
+    path = Path(named).expanduser() if named else data / CONFIG_FILE
+    try:
+        return tomllib.loads(path.read_bytes().decode())
+    except FileNotFoundError:
+        if named:
+            problems.append(f"the configuration file {path} does not exist")
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        problems.append(f"the configuration file {path} cannot be read: {reason}")
+    return {}
+
+
+def _places() -> dict[str, Place]:
+    """Where each setting stands in a document, and how its value is read."""
+    return places({name: (KINDS[field], read, ABOUT[name].path(field)) for name, (field, read) in VARIABLES.items()})
+
+
+def _kinds() -> dict[str, type]:
+    """The type of every setting, those of a group by `group.name`."""
+    found: dict[str, type] = {}
+    for name, hint in get_type_hints(Settings).items():
+        kind = (
+            next((one for one in get_args(hint) if one is not type(None)), hint)
+            if type(None) in get_args(hint)
+            else hint
+        )
+        if issubclass(getattr(kind, "__origin__", kind), msgspec.Struct):
+            found |= {f"{name}.{inner}": inner_kind for inner, inner_kind in get_type_hints(kind).items()}
+        else:
+            found[name] = kind
+    return found
+
+
+KINDS: Final = _kinds()
+
+
+def _objections(settings: Settings, *, complete: bool) -> list[str]:
+    """What does not fit together. `complete`: nothing more is to be heard from the hub."""
     problems = []
+    if settings.central_hub_url and not _is_readable(settings.central_hub_url.reveal(), ("http", "https")):
+        problems.append("CENTRAL_HUB_URL must be http://host[:port] or https://host[:port]")
     for one in settings.nats_url.reveal().split(",") if settings.nats_url else []:
         if not _is_readable(one.strip(), ("nats", "tls", "ws", "wss")):
             problems.append("NATS_URL must be nats://[user:password@]host[:port], or a comma list (encode / @ : in it)")
@@ -389,7 +281,7 @@ def _objections(settings: Settings) -> list[str]:
     problems.extend(_objections_to_http(settings))
     if settings.otlp_url and not _is_readable(settings.otlp_url.reveal(), ("http", "https")):
         problems.append("OTEL_EXPORTER_OTLP_ENDPOINT must be http://host:4318 or https://…")
-    if settings.terminal != "simulated":
+    if settings.terminal != "simulated" and complete:
         if not settings.mt5_login:
             problems.append(f"MT5_LOGIN is needed with TERMINAL={settings.terminal}")
         if not settings.mt5_server:

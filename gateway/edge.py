@@ -48,15 +48,15 @@ class Edge:
         self.halts = Halts(ledger, errands, settings)
         offset_s = account.server_utc_offset_s
         self._risk = RiskWatch(query, ledger, self.halts, settings.limits, clock, offset_s or 0)
-        admission = Admission(
+        self._admission = Admission(
             query,
             settings.limits,
             clock,
             margin_mode=account.margin_mode,
             server_utc_offset_s=offset_s,
-            risk=self._risk if self._risk.needed else None,
+            risk=self._risk,
         )
-        submitter.judge_by(admission.objections)
+        submitter.judge_by(self._admission.objections)
         self._switch = DeadMansSwitch(self.halts, settings.heartbeat_timeout_s, settings.heartbeat_subject)
         queries = Queries(ledger, store, query, clock, connection.max_payload)
         self.control = Control(
@@ -83,11 +83,17 @@ class Edge:
         """The tasks whose end the service cannot survive."""
         self.alerts.start(self._watch)
         tasks: list[asyncio.Task[Any]] = [self.halts.start(self._watch), await self._watch.start()]
-        if self._risk.needed:
-            tasks.append(await self._risk.start())
+        tasks.append(await self._risk.start())
         if self._settings.heartbeat_timeout_s:
             tasks.append(await self._switch.start(self._connection))
         return tasks
+
+    def use(self, settings: Settings) -> None:
+        """Limits, halts and alerts by these settings from now on."""
+        self.alerts.use(settings)
+        self._risk.use(settings.limits)
+        self._admission.use(settings.limits)
+        self.halts.apply_configuration(settings)
 
     async def listen(self) -> None:
         await self._service.start()

@@ -21,8 +21,9 @@ import nats.js.errors
 
 from gateway import operations
 from gateway.client import News, NoAnswer, connect, publish, running
-from gateway.config import OFF, Secret, Settings, load
+from gateway.config import OFF, Settings, load
 from gateway.queries import Declined
+from gateway.secret import Secret
 from gateway.show import ask_http
 from ledger.intake import MARKET_TYPES, ORDER_TYPES
 from ledger.values import Refused, parse_order_id, quoted, subject_token

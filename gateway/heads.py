@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from gateway.config import Secret
+from gateway.secret import Secret
 from ledger.errors import LedgerError
 from ledger.events import WRITER_STREAM, BatchSealed, decode
 from ledger.heads import BadKey, sign_head

@@ -15,7 +15,7 @@ import msgspec
 import orjson
 import structlog
 
-from gateway.config import Secret
+from gateway.secret import Secret
 
 MAX_DEPTH: Final = 8
 # What ends a line for some readers, and JSON lets stand.

@@ -50,7 +50,7 @@ class Preparer:
         default_deviation: int,
     ) -> None:
         self._ledger, self._query, self._connection, self._flight = ledger, query, connection, flight
-        self._deviation = default_deviation
+        self.deviation_points = default_deviation
         self.admit: Admit | None = None
         self._symbols = Symbols(query)
 
@@ -94,7 +94,7 @@ class Preparer:
             return Refusal((f"symbol {name!r} is not known to the broker",))
         # A new attempt has a fresh price.
         bid, ask = await self._symbols.prices(symbol, fresh=order.attempt > 0)
-        facts = Facts(symbol, bid, ask, self._deviation, self._connection.account.server_utc_offset_s, image, cap)
+        facts = Facts(symbol, bid, ask, self.deviation_points, self._connection.account.server_utc_offset_s, image, cap)
         request = build_request(order, order.attempt + 1, facts)
         if isinstance(request, Refusal):
             return request

@@ -46,13 +46,13 @@ class Prober:
         query: Broker,
         clock: Callable[[], datetime],
         *,
-        policy: Policy,
+        policy_of: Callable[[str], Policy],
         settle_s: float,
         offset_s: Callable[[], int],
         resolved: Callable[[str], None],
     ) -> None:
         self._ledger, self._query, self._clock = ledger, query, clock
-        self._policy, self._settle_s, self._resolved = policy, settle_s, resolved
+        self._policy_of, self._settle_s, self._resolved = policy_of, settle_s, resolved
         self._offset_s = offset_s
         self._cases: dict[str, _Case] = {}
         self._wake = asyncio.Event()
@@ -119,7 +119,7 @@ class Prober:
             command = msgspec.structs.replace(
                 command,
                 broker_utc_offset_s=self._offset_s(),
-                again=resend(current, self._clock(), self._policy),
+                again=resend(current, self._clock(), self._policy_of(current.order_id)),
             )
             executed = self._ledger.execute(order.order_id, command, CAUSE)
             if executed.events:

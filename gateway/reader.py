@@ -19,11 +19,12 @@ from typing import Any, Final
 import msgspec
 
 from gateway.cli_proof import verify_ledger
-from gateway.config import Secret, Settings
+from gateway.config import Settings
 from gateway.history import History
 from gateway.holdings import By, positions_of, shown
 from gateway.orders import KEEP_ENDED, Query, collect, page, row_json
 from gateway.processes import as_others
+from gateway.secret import Secret
 from gateway.times import Span, iso, with_iso_times
 from ledger.errors import LedgerError
 from ledger.events import order_stream

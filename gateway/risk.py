@@ -62,6 +62,7 @@ class RiskWatch:
         self._clock, self._offset_s = clock, server_utc_offset_s
         self._positions, self._loss, self._at = 0, ZERO, float("-inf")
         self._under_way: dict[str, float] = {}  # orders let through, and when
+        self._look_now = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -69,12 +70,23 @@ class RiskWatch:
         return bool(self._limits.open_positions or self._limits.daily_loss)
 
     async def start(self) -> "asyncio.Task[None]":
+        self._take_up()
+        if self.needed:
+            await self._look()
+        self._task = asyncio.create_task(self._run(), name="risk")
+        return self._task
+
+    def use(self, limits: Limits) -> None:
+        """What is counted newly is looked at now; until then an order that depends on it is refused."""
+        needed, self._limits = self.needed, limits
+        if self.needed and not needed:
+            self._take_up()
+            self._look_now.set()
+
+    def _take_up(self) -> None:
         for order in self._ledger.open_orders.values():
             if order.status in _UNDER_WAY:
                 self.let_through(order.order_id)
-        await self._look()
-        self._task = asyncio.create_task(self._run(), name="risk")
-        return self._task
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -98,8 +110,12 @@ class RiskWatch:
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(EVERY_S)
-            await self._look()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EVERY_S):
+                    await self._look_now.wait()
+            self._look_now.clear()
+            if self.needed:
+                await self._look()
 
     async def _look(self) -> None:
         began = time.monotonic()

@@ -21,6 +21,7 @@ def at_broker_first(order: Order) -> tuple[bool, datetime]:
 class Stepper:
     def __init__(self, ledger: Ledger, clock: Callable[[], datetime], policy: Policy) -> None:
         self._ledger, self._clock, self._policy = ledger, clock, policy
+        self._begun: dict[str, Policy] = {}  # of orders that began under an earlier policy
         self._waiting: dict[str, tuple[int, float]] = {}  # the failed attempt, and since when (monotonic)
 
     def step(self, order: Order) -> Step:
@@ -33,7 +34,15 @@ class Stepper:
                 self._waiting[order.order_id] = (order.attempt, since)
             waited_s = time.monotonic() - since
         halted = self._ledger.account.halted
-        return next_step(order, self._clock(), self._policy, waited_s=waited_s, halted=halted)
+        return next_step(order, self._clock(), self.policy_of(order.order_id), waited_s=waited_s, halted=halted)
+
+    def use(self, policy: Policy) -> None:
+        """For orders that come from now on: those that are open go to their end under the policy they began with."""
+        self._begun = {one: self.policy_of(one) for one in self._ledger.open_orders}
+        self._policy = policy
+
+    def policy_of(self, order_id: str) -> Policy:
+        return self._begun.get(order_id, self._policy)
 
     def forget(self, order_id: str) -> None:
         """It waits no more."""

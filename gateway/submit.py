@@ -65,8 +65,7 @@ class _Sending(NamedTuple):
 
 
 class Submitter:
-    """Takes orders that are in the ledger and sees each to its end. `on_answer` hears of every answer that was
-    recorded."""
+    """Takes orders that are in the ledger and sees each to its end. `on_answer` hears of every recorded answer."""
 
     def __init__(
         self,
@@ -79,8 +78,7 @@ class Submitter:
     ) -> None:
         self._ledger, self._trade, self._query = ledger, trade, query
         self._settings, self._clock = settings, clock
-        self._policy = settings.policy
-        self._steps = Stepper(ledger, clock, self._policy)
+        self._steps = Stepper(ledger, clock, settings.policy)
         self._connection = connection
         self._prepares, self._sends, self._pace = TwoLanes(), TwoLanes(), Pace(settings.max_requests_per_s)
         self._flight = InFlight()
@@ -88,18 +86,16 @@ class Submitter:
         self._staged: set[str] = set()
         self._timers = Timers(self._advance)
         self._held: dict[str, None] = {}  # those that wait for the connection
-        self._down_since = 0.0
         self._causes: dict[str, Cause] = {}
         self._arrivals: dict[str, int] = {}  # of requests on targets: which came first
-        self._counter = itertools.count()
+        self._counter, self._down_since = itertools.count(), 0.0
         self._built: dict[str, Built] = {}
-        self._halts = ledger.account.halts
-        self._guard = Guard()
+        self._halts, self._guard = ledger.account.halts, Guard()
         self.prober = Prober(
             ledger,
             query,
             clock,
-            policy=self._policy,
+            policy_of=self._steps.policy_of,
             settle_s=settings.settle_s,
             offset_s=lambda: self._offset_s or 0,
             resolved=self._resolved,
@@ -117,6 +113,10 @@ class Submitter:
     def judge_by(self, admit: Admit) -> None:
         """From now on `admit` says what speaks against each request; before this nothing does."""
         self._preparer.admit = admit
+
+    def use(self, settings: Settings) -> None:
+        self._steps.use(settings.policy)
+        self._preparer.deviation_points = settings.default_deviation_points
 
     @property
     def backlog(self) -> int:
@@ -460,7 +460,7 @@ class Submitter:
             built.request,
             outcome,
             self._clock(),
-            self._policy,
+            self._steps.policy_of(order_id),
             point=built.point,
             broker_utc_offset_s=self._offset_s or 0,
             latency_s=latency_s,

@@ -155,6 +155,10 @@ class Sync:
             if time.monotonic() - self._saved[1] >= SAVE_EVERY_S:
                 self._save()
 
+    def use(self, settings: Settings) -> None:
+        self._settings = settings
+        self._wake.set()
+
     async def _pause(self, cost_s: float) -> None:
         """Quickly for a while after `poke`, then by interval."""
         self._wake.clear()

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway.config import VARIABLES, load
+from gateway.config import load
+from gateway.variables import VARIABLES
 from tests.promql import DEPLOY, panels, rules, selectors
 
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())

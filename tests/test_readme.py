@@ -110,7 +110,7 @@ def test_the_python_client_of_the_readme_gets_its_fill(tour):
 
 
 def test_the_variables_of_the_readme_exist():
-    from gateway.config import VARIABLES
+    from gateway.variables import VARIABLES
 
     named = set(re.findall(r"^\| `([A-Z_]+)`", README, re.MULTILINE))
     assert named

@@ -11,8 +11,9 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 
-from gateway.config import Secret, load
+from gateway.config import load
 from gateway.heads import HeadSigner, seal_key
+from gateway.secret import Secret
 from ledger.account_events import AccountDisconnected
 from ledger.events import HeadSigned, account_stream, decode
 from ledger.heads import HeadWitness, read_public_key

@@ -13,8 +13,10 @@ import requests
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gateway.client import order_id_of
-from gateway.config import VARIABLES, Secret, described, load
+from gateway.config import described, load
 from gateway.demo import samples
+from gateway.secret import Secret
+from gateway.variables import VARIABLES
 from tests.nats_server import nats_server
 from tests.servers import postgres_server
 from tests.service import STOP_S, Service, run_cli

@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config import VARIABLES, ConfigurationError, Secret, described, load, safe_url, version_of
+from gateway.config import ConfigurationError, described, load, safe_url, version_of
+from gateway.secret import Secret
+from gateway.variables import VARIABLES
 
 
 def test_without_anything_everything_is_embedded(tmp_path):

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.communications import line, words
-from gateway.config import Secret, Settings
+from gateway.config import Settings
 from gateway.logs import printable, safe, set_up_logging
+from gateway.secret import Secret
 from ledger.events import decode
 from tests.history import History
 

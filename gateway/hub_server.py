@@ -1,0 +1,129 @@
+"""A small Central Hub for local use and tests: its HTTP interface, its messages over NATS, its state in one file."""
+
+import contextlib
+import hmac
+import re
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+import nats
+import orjson
+from aiohttp import web
+from nats.aio.client import Client
+
+_SERVICE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+MAX_BODY: Final = 1 << 20
+
+
+class HubState:
+    """The configurations by service, in a file that is replaced whole. Raises OSError, ValueError for another file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        found = orjson.loads(path.read_bytes()) if path.exists() else {}
+        if not isinstance(found, dict):
+            raise ValueError(f"{path} is not the state of a hub")  # noqa: TRY004
+        self.configs: dict[str, dict[str, Any]] = found
+        self.registered: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def put(self, service: str, config: dict[str, Any], version: str, by: str) -> dict[str, Any]:
+        """Replaces the whole configuration of the service."""
+        before = self.configs.get(service, {})
+        updated = max(round(time.time() * 1000), int(before.get("updated_at", 0)) + 1)
+        self.configs[service] = {
+            "service_name": service,
+            "config": config,
+            "version": version or f"1.0.{updated}",
+            "updated_at": updated,
+            "updated_by": by,
+            "description": "",
+            "tags": [],
+            "active": True,
+        }
+        scratch = self._path.with_suffix(".tmp")
+        scratch.write_bytes(orjson.dumps(self.configs, option=orjson.OPT_INDENT_2))
+        scratch.replace(self._path)
+        return self.configs[service]
+
+
+def application(state: HubState, connection: Client | None, api_key: str = "") -> web.Application:
+    @web.middleware
+    async def only_with_key(request: web.Request, handler: Any) -> web.StreamResponse:
+        given = request.headers.get("X-API-Key", "")
+        if api_key and not hmac.compare_digest(given.encode(), api_key.encode()):
+            raise web.HTTPUnauthorized(text="X-API-Key is missing or wrong")
+        answer: web.StreamResponse = await handler(request)
+        return answer
+
+    async def get_config(request: web.Request) -> web.Response:
+        found = state.configs.get(request.match_info["service"])
+        return _json({"detail": "no configuration"}, 404) if found is None else _json(found)
+
+    async def put_config(request: web.Request) -> web.Response:
+        service, config = request.match_info["service"], await _body(request)
+        if not _SERVICE.fullmatch(service):
+            raise web.HTTPBadRequest(text="a service is named by 1-64 letters, digits, _ and -")
+        stored = state.put(service, config, request.query.get("version", ""), request.query.get("updated_by", ""))
+        if connection is not None:
+            names = ("service_name", "config", "version", "updated_at", "updated_by")
+            await connection.publish(f"config.update.{service}", orjson.dumps({name: stored[name] for name in names}))
+            await connection.flush()
+        return _json(stored)
+
+    async def register(request: web.Request) -> web.Response:
+        about = await _body(request)
+        state.registered[_instance(about.get("name"), about.get("metadata"))] = about
+        return _json({"status": "registered"})
+
+    async def heartbeat(request: web.Request) -> web.Response:
+        beat = await _body(request)
+        known = _instance(beat.get("service_name"), beat) in state.registered
+        return _json({"status": "ok"} if known else {"detail": "not registered"}, 200 if known else 404)
+
+    app = web.Application(middlewares=[only_with_key], client_max_size=MAX_BODY)
+    app.router.add_get("/api/v1/config/{service}", get_config)
+    app.router.add_post("/api/v1/config/{service}", put_config)
+    app.router.add_post("/api/v1/discovery/register", register)
+    app.router.add_post("/api/v1/discovery/heartbeat", heartbeat)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def hub_server(
+    file: Path, host: str, port: int, nats_url: str = "", api_key: str = ""
+) -> AsyncIterator[tuple[str, HubState]]:
+    """The running hub: its address and its state. Raises OSError where the port is taken or the file unreadable."""
+    state = HubState(file)
+    connection = None
+    if nats_url:
+        servers = [one.strip() for one in nats_url.split(",")]
+        connection = await nats.connect(servers, max_reconnect_attempts=-1, connect_timeout=5)
+    runner = web.AppRunner(application(state, connection, api_key), access_log=None)
+    try:
+        await runner.setup()
+        await web.TCPSite(runner, host, port).start()
+        yield f"http://{host}:{runner.addresses[0][1]}", state
+    finally:
+        await runner.cleanup()
+        if connection is not None:
+            await connection.close()
+
+
+async def _body(request: web.Request) -> dict[str, Any]:
+    try:
+        found = orjson.loads(await request.read())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise web.HTTPBadRequest(text="the body must be a JSON object")
+    return found
+
+
+def _instance(name: Any, holder: Any) -> tuple[str, str]:
+    return str(name), str(holder.get("instance_id", "") if isinstance(holder, dict) else "")
+
+
+def _json(value: Any, status: int = 200) -> web.Response:
+    return web.Response(body=orjson.dumps(value), status=status, content_type="application/json")

@@ -1,0 +1,45 @@
+"""What the service's own processes are started with, from its settings."""
+
+import os
+from pathlib import Path
+
+from gateway.config import OFF, Settings
+from gateway.terminal_child import TerminalSettings
+from projections.settings import ProjectionSettings, kafka_options
+
+
+def projection_settings(settings: Settings, clickhouse: str, http_port: int) -> ProjectionSettings:
+    """`clickhouse`: `embedded`, `off` or its URL; `http_port`: of the read-only endpoint of the embedded engine."""
+    return ProjectionSettings(
+        ledger_url=settings.ledger_url.reveal(),
+        data_dir=str(settings.data),
+        clickhouse=clickhouse,
+        clickhouse_user=settings.clickhouse_user,
+        clickhouse_password=settings.clickhouse_password.reveal(),
+        clickhouse_cluster=settings.clickhouse_cluster,
+        database=settings.clickhouse_database,
+        http_port=http_port,
+        kafka=settings.kafka_brokers or OFF,
+        kafka_options=kafka_options(os.environ),
+        kafka_replication=settings.kafka_replication,
+        audit_dir="" if settings.kafka_brokers else str(settings.data / "audit"),
+        log_level=settings.log_level,
+    )
+
+
+def terminal_settings(settings: Settings, folder: Path) -> TerminalSettings:
+    """Of the trading terminal; the one for queries differs in role and port. `folder` holds a simulated one."""
+    return TerminalSettings(
+        folder=str(folder),
+        kind=settings.terminal,  # type: ignore[arg-type]  # config reads it as one of these
+        login=settings.mt5_login,
+        server=settings.mt5_server,
+        path=settings.mt5_path,
+        portable=settings.mt5_portable,
+        bridge_host=settings.mt5linux_host,
+        bridge_port=settings.mt5linux_port,
+        call_deadline_s=settings.call_deadline_s,
+        seed=settings.simulated_seed,
+        restart=settings.auto_reconnect,
+        reconnect_interval_s=settings.reconnect_interval_s,
+    )
