@@ -34,6 +34,7 @@ from gateway.embedded import NatsServer, ProjectionProcess, StartFailed, kept_po
 from gateway.heads import PUBLIC_FILE, HeadSigner, seal_key
 from gateway.outbox import Outbox
 from gateway.processes import as_others, prefer_this_process, tune_collector
+from gateway.reconcile import Reconciler
 from gateway.submit import Submitter
 from gateway.sync import Sync
 from gateway.terminal import TerminalProcess, TerminalStatus
@@ -160,15 +161,18 @@ class Service:
         self._later("connection to the broker", link.stop)
         submitter = Submitter(ledger, trade, query, settings, utc_now, link)
         ledger.tail.on_commit(projections.wake)
-        edge = Edge(settings, ledger, store, query, submitter, account, connection, utc_now, BUILD)
+        sync = Sync(ledger, store, query, settings, utc_now, link, submitter)
+        reconciler = Reconciler(ledger, store, query, settings, utc_now, link, submitter, sync)
+        ask = reconciler.on_demand
+        edge = Edge(settings, ledger, store, query, submitter, account, connection, utc_now, BUILD, ask)
         self._later("limits and alerts", edge.stop)
         self._failures.extend(await edge.start())
         _tell_of_projections(projections, edge.alerts)
-        sync = Sync(ledger, store, query, settings, utc_now, link, submitter)
-        await sync.start()
+        await sync.start(after=reconciler.start)
         self._later("the account followed", sync.stop)
+        self._later("reconciliation", reconciler.stop)
         submitter.start()
-        self._failures += (submitter.failure, sync.failure)
+        self._failures += (submitter.failure, sync.failure, reconciler.failure)
         bus = OrderBus(
             connection,
             ledger,

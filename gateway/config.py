@@ -18,6 +18,7 @@ import msgspec
 from gateway.simulated.faults import BadFaults, parse
 from gateway.validate import Limits
 from ledger.plan import Policy
+from ledger.reconcile import CLASSES
 from ledger.values import Refused, parse_decimal
 
 DEFAULT_DATA: Final = "./.order-ledger"
@@ -122,6 +123,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     connection_check_s: float = 1.0
     poll_interval_s: float = 1.0
     deal_overlap_s: float = 5.0
+    sync_interval_minutes: float = 5.0  # between two reconciliations; 0: only at start, after a reconnect, on demand
+    reconcile_on_disconnect: bool = True
+    reconcile_lookback_s: float = 3_600.0  # deals are compared at least so far back: costs may be booked late
+    reconcile_policy: dict[str, str] = {}  # by class of difference, where it is not the default
 
     @property
     def settle_s(self) -> float:
@@ -219,6 +224,19 @@ def _file(text: str) -> str:
         raise ValueError(f"names {text[:200]!r}, which is no readable file") from None
 
 
+def _policies(text: str) -> dict[str, str]:
+    """`class=policy,…` as `ledger.reconcile.CLASSES` has them."""
+    found = {}
+    for part in _names(text):
+        kind, _, policy = part.partition("=")
+        if kind not in CLASSES:
+            raise ValueError(f"names {kind[:40]!r}: the classes are {', '.join(CLASSES)}")
+        if policy not in CLASSES[kind]:
+            raise ValueError(f"must say {' or '.join(CLASSES[kind])} for {kind}, not {policy[:40]!r}")
+        found[kind] = policy
+    return found
+
+
 def _subject(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", text):
         raise ValueError(f"must be one subject without wildcards, not {text[:60]!r}")
@@ -308,6 +326,10 @@ VARIABLES: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "CONNECTION_CHECK_S": ("connection_check_s", _number(float, 0.05, 60)),
     "POLL_INTERVAL_S": ("poll_interval_s", _number(float, 0.05, 3_600)),
     "DEAL_OVERLAP_S": ("deal_overlap_s", _number(float, 1, 86_400)),
+    "SYNC_INTERVAL_MINUTES": ("sync_interval_minutes", _number(float, 0, 1_440)),
+    "RECONCILE_ON_DISCONNECT": ("reconcile_on_disconnect", _switch),
+    "RECONCILE_LOOKBACK_S": ("reconcile_lookback_s", _number(float, 60, 604_800)),
+    "RECONCILE_POLICY": ("reconcile_policy", _policies),
 }
 
 
