@@ -18,6 +18,7 @@ from gateway import cli_control, cli_ledger, cli_projections, cli_proof
 from gateway.cli_backup import backup, restore_command
 from gateway.cli_bench import bench
 from gateway.cli_common import Failure, data_option, failures, json_option, print_json, settings_of
+from gateway.cli_doctor import doctor
 from gateway.cli_sim import sim
 from gateway.config import OFF, Secret, Settings
 
@@ -215,6 +216,7 @@ cli.add_command(cli_projections.rebuild)
 cli.add_command(cli_projections.positions)
 cli.add_command(cli_proof.prove)
 cli.add_command(sim)
+cli.add_command(doctor)
 for command in (
     cli_control.halt,
     cli_control.resume,
