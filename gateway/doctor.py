@@ -38,8 +38,8 @@ FAILED: Final = "failed"
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """`trouble`: what it is looked at for; `status`: ok, warning or failed; `found`: the reason in words; `remedy`: what
-    to do, where something is."""
+    """`trouble`: what it is looked at for; `status`: ok, warning or failed; `found`: the reason in words; `remedy`:
+    what to do, where something is."""
 
     trouble: str
     name: str
@@ -80,25 +80,36 @@ def _dependencies(settings: Settings, found: Found) -> Iterator[Check]:
     yield check("ledger", found.ledger_error, f"{len(found.events)} newest events read", "run `order-ledger verify`")
     yield check("broker", found.broker_error, _took(found.broker_s), "see the trouble `connection failing` below")
     yield check(
-        "ClickHouse", found.clickhouse_error, found.clickhouse or "not asked: no service runs",
-        "is the server up, is CLICKHOUSE_URL right? Orders go on, rows follow", warning=True,
-    )  # fmt: skip
+        "ClickHouse",
+        found.clickhouse_error,
+        found.clickhouse or "not asked: no service runs",
+        "is the server up, is CLICKHOUSE_URL right? Orders go on, rows follow",
+        warning=True,
+    )
     yield check(
-        "Kafka", found.kafka_error, found.kafka, "are the brokers up, is KAFKA_BROKERS right? Orders go on, the audit "
-        "log follows", warning=True,
-    )  # fmt: skip
+        "Kafka",
+        found.kafka_error,
+        found.kafka,
+        "are the brokers up, is KAFKA_BROKERS right? Orders go on, the audit log follows",
+        warning=True,
+    )
     yield check(
-        "Central Hub", found.hub_error, found.hub or "none is configured",
-        "is it up, is CENTRAL_HUB_URL right? The service goes on with its last good configuration", warning=True,
-    )  # fmt: skip
+        "Central Hub",
+        found.hub_error,
+        found.hub or "none is configured",
+        "is it up, is CENTRAL_HUB_URL right? The service goes on with its last good configuration",
+        warning=True,
+    )
 
 
 def _connection(settings: Settings, found: Found) -> Iterator[Check]:
     check = _Trouble("connection failing").check
     yield check(
-        "terminal running", found.broker_error, f"{settings.terminal} terminal answers",
+        "terminal running",
+        found.broker_error,
+        f"{settings.terminal} terminal answers",
         "start the MetaTrader 5 terminal (MT5_PATH), or wait for the gateway to restart it",
-    )  # fmt: skip
+    )
     refused = [event for _, event in found.of(LoginRefused)]
     wrong = refused[-1].reason if refused and found.broker_error else ""
     account = found.account or {}
@@ -107,24 +118,32 @@ def _connection(settings: Settings, found: Found) -> Iterator[Check]:
     if account and settings.mt5_server and settings.mt5_server != account.get("server"):
         wrong = f"the gateway is on {account.get('server')}, MT5_SERVER is {settings.mt5_server}"
     yield check(
-        "server and login", wrong, f"account {account.get('account', '?')} on {account.get('server', '?')}",
+        "server and login",
+        wrong,
+        f"account {account.get('account', '?')} on {account.get('server', '?')}",
         "set MT5_LOGIN and MT5_SERVER as the broker names them, then restart",
-    )  # fmt: skip
+    )
     unset = settings.terminal != "simulated" and not settings.mt5_password
     yield check(
-        "MT5_PASSWORD", "MT5_PASSWORD is not set here" if unset else "",
+        "MT5_PASSWORD",
+        "MT5_PASSWORD is not set here" if unset else "",
         "is set" if settings.mt5_password else "not needed by the simulated terminal",
         "set MT5_PASSWORD in the environment of the service",
-    )  # fmt: skip
+    )
     lost = [event.reason for _, event in found.of(AccountDisconnected, LoginRefused)]
     yield check(
-        "terminal's log", f"lost {len(lost)} times lately, last: {lost[-1]}" if lost else "", "no loss lately",
-        "read the log of the service and the terminal's Journal tab at that time", warning=not found.broker_error,
-    )  # fmt: skip
+        "terminal's log",
+        f"lost {len(lost)} times lately, last: {lost[-1]}" if lost else "",
+        "no loss lately",
+        "read the log of the service and the terminal's Journal tab at that time",
+        warning=not found.broker_error,
+    )
     yield check(
-        "by hand", found.broker_error, "`order-ledger query account` answers",
+        "by hand",
+        found.broker_error,
+        "`order-ledger query account` answers",
         "log in by hand in the terminal: what it says there is the broker's own word",
-    )  # fmt: skip
+    )
 
 
 def _rejected(found: Found) -> Iterator[Check]:
@@ -134,28 +153,39 @@ def _rejected(found: Found) -> Iterator[Check]:
     requests = [event.request for _, event in found.of(OrderRequested) if event.request is not None]
     unknown = sorted(name for name, one in found.symbols.items() if "not known" in one.get("error", ""))
     yield check(
-        "symbol names", f"the broker does not know {', '.join(unknown)}" if unknown else "", "all known",
+        "symbol names",
+        f"the broker does not know {', '.join(unknown)}" if unknown else "",
+        "all known",
         "use the broker's own names (EURUSD, not EUR/USD): see its Market Watch",
-    )  # fmt: skip
+    )
     yield check(
-        "volume", _bad_volumes(requests, found.symbols), "within the broker's limits",
+        "volume",
+        _bad_volumes(requests, found.symbols),
+        "within the broker's limits",
         "keep the volume within volume_min and volume_max, in steps of volume_step: `order-ledger query symbol X`",
-    )  # fmt: skip
+    )
     near = [event.description for event in rejected if event.retcode == 10016]
     yield check(
-        "SL and TP", f"{len(near)} orders with invalid stops" if near else "", "none refused for its stops",
+        "SL and TP",
+        f"{len(near)} orders with invalid stops" if near else "",
+        "none refused for its stops",
         "keep them trade_stops_level points from the price, SL on the losing side: `order-ledger query symbol X`",
-    )  # fmt: skip
+    )
     closed = [event.symbol for _, event in found.of(OrderRejected) if event.retcode == 10018]
     yield check(
-        "market hours", f"the market of {', '.join(sorted(set(closed)))} was closed" if closed else "", "no order came outside them",
-        "trade within the sessions of the symbol, or use a pending order", warning=True,
-    )  # fmt: skip
+        "market hours",
+        f"the market of {', '.join(sorted(set(closed)))} was closed" if closed else "",
+        "no order came outside them",
+        "trade within the sessions of the symbol, or use a pending order",
+        warning=True,
+    )
     limited = sorted(name for name, one in found.symbols.items() if one.get("trade_mode", 4) != 4)
     yield check(
-        "broker's restrictions", f"trading in {', '.join(limited)} is restricted by the broker" if limited else count, "none seen",
+        "broker's restrictions",
+        f"trading in {', '.join(limited)} is restricted by the broker" if limited else count,
+        "none seen",
         "compare the order with `order-ledger query symbol X` (trade_mode, filling_mode, order_mode), ask the broker",
-    )  # fmt: skip
+    )
 
 
 def _bad_volumes(requests: list[Any], symbols: dict[str, dict[str, Any]]) -> str:
@@ -177,9 +207,11 @@ def _fills(found: Found) -> Iterator[Check]:
     fills = [recorded.seq for recorded, _ in found.of(OrderFilled, OrderPartiallyFilled)]
     behind = bool(fills) and found.published_seq < fills[-1] and not found.nats_error
     yield check(
-        "NATS publishing", f"fill {fills[-1]} of the ledger is not on its subject" if behind else found.nats_error,
-        "the newest fill is out" if fills else "no fill lately", "look for `outbox` in the log of the service; restart it",
-    )  # fmt: skip
+        "NATS publishing",
+        f"fill {fills[-1]} of the ledger is not on its subject" if behind else found.nats_error,
+        "the newest fill is out" if fills else "no fill lately",
+        "look for `outbox` in the log of the service; restart it",
+    )
     consumer = found.consumer
     deaf = found.consumer_error or ("" if consumer else "no gateway consumes the stream ORDERS")
     if consumer and not consumer["waiting"] and consumer["pending"]:
@@ -195,19 +227,26 @@ def _fills(found: Found) -> Iterator[Check]:
         if envelope.data.topic() in ("order.outcome_resolved", "order.failed", "order.filled", "order.placed")
     }  # fmt: skip
     yield check(
-        "trade results", f"the outcome of {len(unknown)} orders is unknown" if unknown else "", "every send has its outcome",
+        "trade results",
+        f"the outcome of {len(unknown)} orders is unknown" if unknown else "",
+        "every send has its outcome",
         "see `order-ledger orders`, then `order-ledger resolve ORDER_ID`",
-    )  # fmt: skip
+    )
     yield check(
-        "NATS by hand", "" if found.echo_s is not None else found.nats_error or "no echo",
-        _took(found.echo_s), "try `nats sub 'broker.>'` with the login of the service",
-    )  # fmt: skip
+        "NATS by hand",
+        "" if found.echo_s is not None else found.nats_error or "no echo",
+        _took(found.echo_s),
+        "try `nats sub 'broker.>'` with the login of the service",
+    )
     stopped = [event.text for _, event in found.of(AlertRaised) if event.kind == "sink_stopped"]
     odd = [f"{event.kind}: {event.detail}" for _, event in found.of(AnomalyDetected)]
     yield check(
-        "errors in handling", (stopped or odd or [""])[-1], "none lately", "read the log of the service at that time",
+        "errors in handling",
+        (stopped or odd or [""])[-1],
+        "none lately",
+        "read the log of the service at that time",
         warning=not stopped,
-    )  # fmt: skip
+    )
 
 
 def _positions(settings: Settings, found: Found) -> Iterator[Check]:
@@ -216,14 +255,24 @@ def _positions(settings: Settings, found: Found) -> Iterator[Check]:
     last = reports[-1] if reports else None
     differing = [*last.differences, *last.standing] if last else []
     yield check(
-        "position sync", "it has not run yet" if last is None else "; ".join(f"{one.kind} {one.symbol} {one.position_id or one.order_ticket} ({one.policy})" for one in differing[:5]),
-        "the last one found no difference", "run `order-ledger reconcile`", warning=all(one.policy != "alert" for one in differing),
-    )  # fmt: skip
+        "position sync",
+        "it has not run yet"
+        if last is None
+        else "; ".join(
+            f"{one.kind} {one.symbol} {one.position_id or one.order_ticket} ({one.policy})" for one in differing[:5]
+        ),
+        "the last one found no difference",
+        "run `order-ledger reconcile`",
+        warning=all(one.policy != "alert" for one in differing),
+    )
     missing = [one for report in reports for one in report.differences if one.kind == "fill_missing" and one.order_id]
     yield check(
-        "fills recorded", f"{len(missing)} fills came in by reconciliation only" if missing else "", "all came by themselves",
-        "look at POLL_INTERVAL_S and at the connection at that time", warning=True,
-    )  # fmt: skip
+        "fills recorded",
+        f"{len(missing)} fills came in by reconciliation only" if missing else "",
+        "all came by themselves",
+        "look at POLL_INTERVAL_S and at the connection at that time",
+        warning=True,
+    )
     yield check("positions API", found.positions_error or found.broker_error, "answers", "see `connection failing`")
     minutes = settings.sync_interval_minutes
     rare = (
@@ -232,9 +281,12 @@ def _positions(settings: Settings, found: Found) -> Iterator[Check]:
     yield check("interval", rare, f"every {minutes:g} minutes", "set SYNC_INTERVAL_MINUTES to 5 or less", warning=True)
     by_hand = [event for _, event in found.of(ExternalDealObserved) if event.deal.symbol and event.deal.reason < 4]
     yield check(
-        "trades by hand", f"{len(by_hand)} deals lately that nobody here asked for, last {by_hand[-1].deal.ticket}" if by_hand else "",
-        "none lately", "find who trades on this account: by hand, or another program by its magic", warning=True,
-    )  # fmt: skip
+        "trades by hand",
+        f"{len(by_hand)} deals lately that nobody here asked for, last {by_hand[-1].deal.ticket}" if by_hand else "",
+        "none lately",
+        "find who trades on this account: by hand, or another program by its magic",
+        warning=True,
+    )
 
 
 def _latency(settings: Settings, found: Found) -> Iterator[Check]:
@@ -252,9 +304,12 @@ def _latency(settings: Settings, found: Found) -> Iterator[Check]:
     )
     remote = settings.terminal == "mt5linux" and settings.mt5linux_host not in ("127.0.0.1", "localhost", "::1")
     yield check(
-        "terminal's place", f"the terminal is on {settings.mt5linux_host}" if remote else "", "on this machine",
-        "put terminal and gateway on one server near the broker", warning=True,
-    )  # fmt: skip
+        "terminal's place",
+        f"the terminal is on {settings.mt5linux_host}" if remote else "",
+        "on this machine",
+        "put terminal and gateway on one server near the broker",
+        warning=True,
+    )
     kinds = {recorded.stream: event.request.type for recorded, event in found.of(SendStarted)}
     taken: dict[str, list[Decimal]] = {"market": [], "pending": []}
     for recorded, event in found.of(BrokerAnswered):
@@ -267,9 +322,11 @@ def _latency(settings: Settings, found: Found) -> Iterator[Check]:
         else "no answer lately"
     )
     yield check(
-        "response times", f"{len(slow)} answers took more than {limit} s: {told}" if slow else "", told,
+        "response times",
+        f"{len(slow)} answers took more than {limit} s: {told}" if slow else "",
+        told,
         "compare with other hours; tell the broker the times, `order-ledger history` has them",
-    )  # fmt: skip
+    )
     halves = {name: sorted(some)[len(some) // 2] for name, some in taken.items() if some}
     gap = len(halves) == 2 and halves["market"] > 2 * halves["pending"] and halves["market"] > limit / 2
     words = ", ".join(f"{name} p50 {value:.3f} s" for name, value in halves.items())

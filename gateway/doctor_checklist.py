@@ -53,13 +53,13 @@ async def go_through(settings: Settings) -> list[Check]:
             found.kafka_error or _archived(settings, found),
             found.kafka,
             "see the dependency Kafka of `order-ledger doctor`",
-        ),  # fmt: skip
+        ),
         _held(
             "errors are handled",
             "" if malformed else tried.get("error", "a malformed order had no answer"),
             "a malformed order was refused on broker.error",
             serve,
-        ),  # fmt: skip
+        ),
         _held("position sync", *(await _sync(settings)), "see `positions differ` of `order-ledger doctor`"),
         _shown("duplicates are prevented", tried, again, found, DuplicateReceived),
         _item(
@@ -67,13 +67,13 @@ async def go_through(settings: Settings) -> list[Check]:
             OK if not hub else UNPROVEN if not found.hub else FAILED,
             hub or found.hub,
             "set CENTRAL_HUB_URL, or run `order-ledger hub` beside",
-        ),  # fmt: skip
+        ),
         _item(
             "hot reload",
             OK if reloaded else UNPROVEN,
             f"version {reloaded[-1].version}" if reloaded else "no configuration of the hub was taken over lately",
             "post a changed configuration to the hub, then look again",
-        ),  # fmt: skip
+        ),
     ]
 
 
@@ -91,9 +91,11 @@ def _shown(name: str, tried: dict[str, Any], outcome: Any, found: Found, event: 
         )
     seen = found.published_seq if event is None else len(found.of(event))
     return _item(
-        name, OK if seen else UNPROVEN, f"seen in the ledger ({seen})" if seen else tried.get("error", "not seen lately"),
+        name,
+        OK if seen else UNPROVEN,
+        f"seen in the ledger ({seen})" if seen else tried.get("error", "not seen lately"),
         "send an order on a demo account",
-    )  # fmt: skip
+    )
 
 
 def _archived(settings: Settings, found: Found) -> str:
