@@ -180,7 +180,8 @@ class Sync:
             await self._take_stops(position_id)
         if complete:
             self._overlap_s = self._settings.deal_overlap_s
-        self._followed.forget_before(since_msc)
+        # After a restart or a lost connection it is looked further back: what is known from then on stays known.
+        self._followed.forget_before(min(since_msc, self._followed.through_msc - round(self._long_overlap_s * 1000)))
 
     def _since_msc(self) -> int:
         followed = self._followed

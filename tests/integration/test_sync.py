@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway.deals import Seen
 from ledger.account_events import ExternalDealObserved
 from ledger.commands import ResolveOutcome
 from ledger.order import Status
@@ -159,3 +160,19 @@ async def test_a_deal_of_an_order_that_is_long_forgotten_finds_its_order(tmp_pat
         late = await desk.event("o-1", "order.filled")
         assert late.volume == D("0.1")
         assert "late_fill" in [event.kind for event in desk.events("o-1") if event.topic().endswith("detected")]
+
+
+async def test_many_trades_by_hand_are_told_once_across_a_restart(desk: Desk) -> None:
+    followed = desk.sync._followed
+    desk.window("trade", type="buy", symbol="EURUSD", volume=0.2)
+    await external(desk)
+    newest = followed.through_msc
+    for ticket in range(1, 1_200):  # so many that some are forgotten
+        followed.seen[ticket] = Seen(newest, "", None)
+    followed.through_msc = newest + 10_000  # by now it is looked less far back than after a restart
+    await desk.open("o-1")
+    async with desk.sync.lock:
+        await desk.sync._poll()
+    await desk.restart()
+    await desk.open("o-2")
+    assert len(await external(desk)) == 1
