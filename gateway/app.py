@@ -32,6 +32,7 @@ from gateway.connection import Connection
 from gateway.edge import Edge
 from gateway.embedded import NatsServer, ProjectionProcess, StartFailed, kept_port
 from gateway.heads import PUBLIC_FILE, HeadSigner, seal_key
+from gateway.linger import Lingering
 from gateway.outbox import Outbox
 from gateway.processes import as_others, prefer_this_process, tune_collector
 from gateway.reconcile import Reconciler
@@ -311,7 +312,7 @@ class Service:
             on_failure=ledger.tail.wake,
             shared=self._settings.nats_news == "shared",
         )
-        follower = Follower(ledger.tail, outbox, Pace(max_events=2048))
+        follower = Follower(Lingering(ledger.tail), outbox, Pace(max_events=2048))
         try:
             await follower.start(OUTBOX_OPEN_S)
         except SinkAhead as ahead:
