@@ -24,6 +24,7 @@ test: $(STAMP)
 
 long: $(STAMP)
 	@LIVES=$(LIVES) $(BIN)/python -m pytest -q tests/stateful
+	@MANUAL_STEPS=5000 $(BIN)/python -m pytest -q tests/simulation/test_manual_trading.py
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -15,7 +15,7 @@ from gateway.config import Settings
 from gateway.messages import outgoing
 from gateway.slippage import pips_worse
 from gateway.watch import Watch
-from ledger.account_events import AlertRaised, TradingHalted, TradingResumed
+from ledger.account_events import AccountReconciled, AlertRaised, TradingHalted, TradingResumed
 from ledger.errors import LedgerError
 from ledger.events import Envelope, Recorded, WriterTookOver, account_stream
 from ledger.order import UNRESOLVED, Status
@@ -36,7 +36,7 @@ EVERY_S: Final = 10.0
 SLOW_BROKER: Final = "slow_broker"
 SLIPPAGE: Final = "slippage"
 SINK_STOPPED: Final = "sink_stopped"
-_ALERTS: Final = (AlertRaised, AnomalyDetected, TradingHalted, WriterTookOver)
+_ALERTS: Final = (AccountReconciled, AlertRaised, AnomalyDetected, TradingHalted, WriterTookOver)
 
 
 class _Repeated(msgspec.Struct):

@@ -34,6 +34,7 @@ from gateway.observation import Observation
 from gateway.outbox import Outbox
 from gateway.parts import projection_settings, terminal_settings
 from gateway.processes import as_others, prefer_this_process, tune_collector
+from gateway.reconcile import Reconciler
 from gateway.reload import HubSettings, set_log_level
 from gateway.standby import lock_is_free
 from gateway.submit import Submitter
@@ -173,23 +174,26 @@ class Service:
         self._later("connection to the broker", link.stop)
         submitter = Submitter(ledger, trade, query, settings, utc_now, link)
         ledger.tail.on_commit(projections.wake)
-        edge = Edge(settings, ledger, store, query, submitter, account, connection, utc_now, BUILD)
+        sync = Sync(ledger, store, query, settings, utc_now, link, submitter)
+        reconciler = Reconciler(ledger, store, query, settings, utc_now, link, submitter, sync)
+        ask = reconciler.on_demand
+        edge = Edge(settings, ledger, store, query, submitter, account, connection, utc_now, BUILD, ask)
         self._later("limits and alerts", edge.stop)
         self._failures.extend(await edge.start())
         projections.listen(edge.alerts.projections_changed)
-        sync = Sync(ledger, store, query, settings, utc_now, link, submitter)
-        await sync.start()
+        await sync.start(after=reconciler.start)
         self._later("the account followed", sync.stop)
+        self._later("reconciliation", reconciler.stop)
 
         def use(new: Settings) -> None:
             set_log_level(new.log_level)
-            for part in (submitter, edge, sync):
+            for part in (submitter, edge, sync, reconciler):
                 part.use(new)
 
         await self._hub.follow(ledger, connection, use, BUILD)
         self._later("the hub followed", self._hub.stop)
         submitter.start()
-        self._failures += (submitter.failure, sync.failure)
+        self._failures += (submitter.failure, sync.failure, reconciler.failure)
         bus = OrderBus(
             connection,
             ledger,

@@ -18,6 +18,7 @@ from gateway.cli_backup import backup, restore_command
 from gateway.cli_bench import bench
 from gateway.cli_chaos import chaos
 from gateway.cli_common import Failure, data_option, failures, json_option, print_json, settings_of
+from gateway.cli_doctor import doctor
 from gateway.cli_sim import sim
 from gateway.config import OFF, Settings
 from gateway.secret import Secret
@@ -265,6 +266,7 @@ cli.add_command(cli_projections.rebuild)
 cli.add_command(cli_projections.positions)
 cli.add_command(cli_proof.prove)
 cli.add_command(sim)
+cli.add_command(doctor)
 for command in (
     cli_control.halt,
     cli_control.resume,

@@ -36,9 +36,28 @@ def _print_done(answer: dict[str, Any]) -> None:
     for order in answer.get("orders", ()):
         reasons = "; ".join(order.get("reasons", ()))
         click.echo(f"  {order['order_id']}: {order['status']}" + (f" ({reasons})" if reasons else ""))
+    if answer.get("reconciled"):
+        _print_differences(answer["reconciled"])
     for halt in answer.get("halts", ()):
         by = f" by {halt['by']}" if halt.get("by") else ""
         click.echo(f"  halted: {halt['source']}{by}: {halt['reason']}")
+
+
+def _print_differences(found: dict[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from gateway.show import console
+
+    rows = [*found.get("differences", ()), *(one | {"policy": "stands"} for one in found.get("standing", ()))]
+    if not rows:
+        return
+    table = Table("difference", "policy", "symbol", "position", "order", "ours", "broker's", box=None, pad_edge=False)
+    for row in rows:
+        number, order = row.get("position_id", ""), row.get("order_id") or row.get("order_ticket", "")
+        cells = (row["kind"], row["policy"], row.get("symbol", ""), number, order, row["ours"], row["brokers"])
+        table.add_row(*(escape(str(cell)) for cell in cells))
+    console().print(table)
 
 
 @click.command()
@@ -85,7 +104,8 @@ def close_all(
 
 
 @click.command()
-@_who_and_why
+@click.option("--by", metavar="NAME", help="Who asks (default: the user's name).")
+@click.option("--reason", default="asked for", metavar="TEXT", help="Why; it is recorded.")
 @data_option
 @json_option
 def reconcile(reason: str, by: str | None, data: str | None, as_json: bool) -> None:

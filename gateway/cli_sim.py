@@ -121,6 +121,16 @@ def close(ticket: int, volume: float | None, data: str | None, as_json: bool) ->
     _show(_ask(data, "close", ticket=ticket, volume=volume), as_json)
 
 
+@_command("modify")
+@click.argument("ticket", type=int)
+@click.option("--sl", type=float, default=0.0, help="Stop loss; without it there is none.")
+@click.option("--tp", type=float, default=0.0, help="Take profit; without it there is none.")
+@click.option("--price", type=float, default=0.0, help="New price of a pending order.")
+def modify(ticket: int, data: str | None, as_json: bool, **fields: Any) -> None:
+    """Change the stops of the position, or stops and price of the pending order, TICKET."""
+    _show(_ask(data, "modify", ticket=ticket, **fields), as_json)
+
+
 @_command("fill")
 @click.argument("ticket", type=int)
 @click.option("--volume", type=float, help="Only so much of it.")

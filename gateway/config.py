@@ -111,8 +111,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     connection_check_s: float = 1.0
     poll_interval_s: float = 1.0
     deal_overlap_s: float = 5.0
-    sync_interval_minutes: float = 5.0
+    sync_interval_minutes: float = 5.0  # between two reconciliations; 0: only at start, after a reconnect, on demand
     reconcile_on_disconnect: bool = True
+    reconcile_lookback_s: float = 3_600.0  # deals are compared at least so far back: costs may be booked late
+    reconcile_policy: dict[str, str] = {}  # by class of difference, where it is not the default
 
     auditor_tokens: Secret = Secret("")
     operator_tokens: Secret = Secret("")

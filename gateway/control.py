@@ -12,8 +12,9 @@ from gateway.broker import Activity, TerminalError
 from gateway.errands import Errand, Errands, cancel_order, close_position
 from gateway.halts import OPERATOR, Halts
 from gateway.queries import Declined, halts_of
+from gateway.reconcile import told
 from gateway.times import iso
-from ledger.account_events import ControlReceived
+from ledger.account_events import AccountReconciled, ControlReceived
 from ledger.commands import ResolveOutcome
 from ledger.errors import LedgerError
 from ledger.events import Source, account_stream
@@ -30,7 +31,7 @@ _TARGETED: Final = frozenset({ACTION_SLTP, ACTION_MODIFY, ACTION_REMOVE})
 class Control:
     """What changes only the ledger works without the rest: `errands`, `open_now`, `take` and `reconcile` belong to a
     running gateway. `open_now` tells what is open at the broker; `take` drives an order on that has changed;
-    `reconcile` compares our view with the broker's and says in words what it found."""
+    `reconcile` compares our view with the broker's and tells what it found."""
 
     def __init__(
         self,
@@ -41,7 +42,7 @@ class Control:
         errands: Errands | None = None,
         open_now: Callable[[], Awaitable[Activity]] | None = None,
         take: Callable[[str, Cause], None] | None = None,
-        reconcile: Callable[[Cause], Awaitable[str]] | None = None,
+        reconcile: Callable[[Cause], Awaitable[AccountReconciled]] | None = None,
     ) -> None:
         self._ledger, self._halts, self._clock = ledger, halts, clock
         self._errands, self._open_now, self._take, self._reconcile = errands, open_now, take, reconcile
@@ -61,7 +62,13 @@ class Control:
         if reasons or asked is None:
             raise Declined(code, *reasons)
         try:
-            described, orders = await self._do(asked, cause)
+            report: AccountReconciled | None = None
+            orders: list[Errand] = []
+            if isinstance(asked, api.Reconcile):
+                report = await self._compare(cause)
+                described = told(report)
+            else:
+                described, orders = await self._do(asked, cause)
         except TerminalError as error:
             raise Declined("503", f"not connected: {error}") from None
         return api.ControlAnswer(
@@ -75,6 +82,15 @@ class Control:
                 for one in orders
             ),
             halts=halts_of(self._ledger),
+            reconciled=api.Reconciled(
+                positions=report.positions,
+                orders=report.orders,
+                deals=report.deals,
+                differences=report.differences,
+                standing=report.standing,
+            )
+            if report is not None
+            else None,
         )
 
     async def _record(
@@ -110,14 +126,15 @@ class Control:
                 return f"the operator's halt is lifted{self._others()}", []
             case api.CloseAll():
                 return await self._close_all(asked, cause)
-            case api.Reconcile():
-                if self._reconcile is None:
-                    raise Declined("501", "reconciliation on demand is not available here")
-                return await self._reconcile(cause), []
             case api.Resolve():
                 return await self._resolve(asked, cause), []
             case _:
                 raise Declined("501", f"{type(asked).__name__} cannot be done")
+
+    async def _compare(self, cause: Cause) -> AccountReconciled:
+        if self._reconcile is None:
+            raise Declined("503", "no gateway runs: start `order-ledger serve`, the broker is asked through it")
+        return await self._reconcile(cause)
 
     def _others(self) -> str:
         halted = self._ledger.account.halted

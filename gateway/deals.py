@@ -16,7 +16,7 @@ from ledger.trade import DEAL_REASON_EXPERT, TYPE_SELL, BrokerOrder, Deal
 from ledger.values import order_hash
 
 MAX_KEPT: Final = 100_000
-MAX_TICKETS: Final = 1_000
+MAX_TICKETS: Final = 5_000
 FIRST_LOOK: Final = 500  # events of the account's stream: the newest DealsFollowed is mostly among them
 _FILLS: Final = frozenset({OrderFilled.topic(), OrderPartiallyFilled.topic(), FillCorrected.topic()})
 _EXTERNAL: Final = ExternalDealObserved.topic()

@@ -20,13 +20,14 @@ from gateway.queries import Queries
 from gateway.risk import RiskWatch
 from gateway.submit import Submitter
 from gateway.watch import Watch
+from ledger.account_events import AccountReconciled
 from ledger.store import EventStore
 from ledger.writer import Cause, Ledger
 
 
 class Edge:
     """Started before orders are taken up, so that none is sent unjudged; listens once they are. `reconcile`: compares
-    our view with the broker's and says in words what it found."""
+    our view with the broker's and tells what it found."""
 
     def __init__(
         self,
@@ -39,7 +40,7 @@ class Edge:
         connection: Client,
         clock: Callable[[], datetime],
         version: str,
-        reconcile: Callable[[Cause], Awaitable[str]] | None = None,
+        reconcile: Callable[[Cause], Awaitable[AccountReconciled]] | None = None,
     ) -> None:
         self._settings, self._connection = settings, connection
         self._watch = Watch(ledger.tail)

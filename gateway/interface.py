@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from gateway.broker import Symbol
+from ledger.account_events import Difference
 from ledger.trade import BrokerOrder, Deal, Position
 
 SERVICE: Final = "mt5-connector"
@@ -224,14 +225,26 @@ class GivenOrder(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     reasons: tuple[str, ...] = ()
 
 
+class Reconciled(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a reconciliation compared and found. `differences`: what is new, with the policy that was applied;
+    `standing`: what was told before, is only alerted, and is still so."""
+
+    positions: int
+    orders: int
+    deals: int
+    differences: tuple[Difference, ...] = ()
+    standing: tuple[Difference, ...] = ()
+
+
 class ControlAnswer(Answer, frozen=True, kw_only=True):
-    """What was done. `event_id`: of the event that records the call."""
+    """What was done. `event_id`: of the event that records the call; `reconciled`: of a reconciliation."""
 
     command: str
     event_id: str
     description: str
     orders: tuple[GivenOrder, ...] = ()
     halts: tuple[HaltView, ...] = ()
+    reconciled: Reconciled | None = None
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -13,7 +13,9 @@ from gateway.retcodes import lookup
 from gateway.times import iso
 from ledger.account_events import (
     AccountDisconnected,
+    AccountReconciled,
     AlertRaised,
+    Difference,
     ExternalDealObserved,
     LoginRefused,
     MessageRejected,
@@ -47,6 +49,8 @@ from ledger.order_events import (
     RetryScheduled,
 )
 from ledger.values import plain, subject_token
+
+MOST_DIFFERENCES: Final = 20  # that one alert spells out
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -347,6 +351,8 @@ def outgoing(recorded: Recorded, envelope: Envelope) -> Outgoing | None:
             return alert("login_refused", "", event.reason, retcode=event.code or None)
         case ExternalDealObserved() if event.deal.symbol:
             return made("order", event.deal.symbol, **_external_fields(event, envelope))
+        case AccountReconciled() if event.differences:
+            return alert("reconciliation", "", _differences(event.differences))
         case AlertRaised():
             named = {"order_id": event.order_id} if event.order_id else {}
             return alert(event.kind, event.symbol, event.text, **named)
@@ -373,6 +379,16 @@ def repeated(recorded: Recorded, envelope: Envelope, standing: Outgoing | None) 
         recorded_at=iso(envelope.recorded_at),
     )
     return Outgoing(standing.subject, message)
+
+
+def _differences(found: tuple[Difference, ...]) -> str:
+    words = [
+        f"{one.kind} {one.symbol or one.order_id}: ours {one.ours or 'nothing'}, "
+        f"the broker's {one.brokers or 'nothing'} ({one.policy})"
+        for one in found[:MOST_DIFFERENCES]
+    ]
+    more = len(found) - MOST_DIFFERENCES
+    return "; ".join([*words, *([f"and {more} more"] if more > 0 else [])])
 
 
 def _stale(event: OrderStale) -> str:

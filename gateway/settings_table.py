@@ -177,9 +177,15 @@ ABOUT: Final[dict[str, About]] = {
     ),
     # --- positions
     "SYNC_INTERVAL_MINUTES": About(
-        "how often our view is compared with the broker's, 0 for never", "position_sync.sync_interval_minutes"
+        "how often our view is compared with the broker's; 0: at the start, after a reconnection and on demand only",
+        "position_sync.sync_interval_minutes",
+        hot=True,
     ),
-    "RECONCILE_ON_DISCONNECT": About("compare also after every reconnection", "position_sync.reconcile_on_disconnect"),
+    "RECONCILE_ON_DISCONNECT": About(
+        "compare also after every reconnection", "position_sync.reconcile_on_disconnect", hot=True
+    ),
+    "RECONCILE_LOOKBACK_S": About("how far back deals are compared at least"),
+    "RECONCILE_POLICY": About("what is done about a class of difference, where not the default: `stops=alert,…`"),
     "POLL_INTERVAL_S": About(
         "how often the account is looked at for deals that nobody told of",
         "position_sync.poll_interval_seconds",

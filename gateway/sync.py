@@ -75,13 +75,14 @@ class Sync:
         self._overlap_s = self._long_overlap_s
         self._saved = (0, 0.0)  # the time of the last DealsFollowed, and when it was written
         self._guard = Guard()
+        self.lock = asyncio.Lock()  # held while what the account shows is taken up
 
     @property
     def failure(self) -> "asyncio.Future[BaseException]":
         return self._guard.failure
 
-    async def start(self) -> None:
-        """Reads where to go on, then follows."""
+    async def start(self, after: Callable[[], None] | None = None) -> None:
+        """Reads where to go on, calls `after`, then follows: what `after` starts looks at the account first."""
         ledger, offset_s = self._ledger, self._offset_s
         self._followed = await asyncio.to_thread(Followed.read, self._store, ledger.login, offset_s)
         created = await asyncio.to_thread(self._store.at, 1)
@@ -92,6 +93,8 @@ class Sync:
             self._owners.know(order.order_id, order.order_ticket, order.position_id)
         self._submitter.on_answer = self.answered
         self._connection.on_change(self._connection_changed)
+        if after is not None:
+            after()
         self._guard.start(self._run(), "sync")
 
     async def stop(self) -> None:
@@ -148,7 +151,8 @@ class Sync:
                 continue
             began = time.monotonic()
             try:
-                await self._poll()
+                async with self.lock:
+                    await self._poll()
             except TerminalError as error:
                 log.info("the account cannot be looked at now", error=str(error))
             cost_s = time.monotonic() - began
@@ -180,7 +184,8 @@ class Sync:
             await self._take_stops(position_id)
         if complete:
             self._overlap_s = self._settings.deal_overlap_s
-        self._followed.forget_before(since_msc)
+        # After a restart or a lost connection it is looked further back: what is known from then on stays known.
+        self._followed.forget_before(min(since_msc, self._followed.through_msc - round(self._long_overlap_s * 1000)))
 
     def _since_msc(self) -> int:
         followed = self._followed
@@ -309,6 +314,39 @@ class Sync:
         await self._ledger.load([opener])
         if self._ledger.order(opener) is not None:
             self._ledger.execute(opener, RecordModified(position=position, by=by), CAUSE)
+
+    # --- for the reconciliation, which holds the lock ----------------------------------------------------------------
+
+    @property
+    def created_msc(self) -> int:
+        """Deals from before it are not this ledger's business."""
+        return self._followed.created_msc
+
+    def since_msc(self, lookback_s: float) -> int:
+        """From when on to compare deals: so far back, and at least as far as they are followed."""
+        back = self._server_msc() - round(lookback_s * 1000)
+        return max(min(self._since_msc(), back), self._followed.created_msc, 1)
+
+    async def owner_of(self, deal: Deal) -> str:
+        """The order of ours the deal belongs to; empty when it is none of ours."""
+        return (await self._owners_of([deal]))[deal.ticket]
+
+    def owner_of_order(self, row: BrokerOrder) -> str:
+        """As far as it is known in memory."""
+        return self._owners.of(row) or ""
+
+    async def take_external(self, deal: Deal) -> bool:
+        """Records a deal that nobody of ours asked for. False when it is in the ledger already."""
+        known = self._followed.is_external(deal.ticket)
+        await self._external(deal)
+        return not known
+
+    def taken(self, order: Order, command: OrderCommand) -> None:
+        """What was recorded of an order need not be looked for."""
+        if isinstance(command, RecordDeals):
+            for deal in command.deals:
+                self._followed.note(deal, order.order_id)
+        self._owners.know(order.order_id, position_id=order.position_id)
 
     # --- common -------------------------------------------------------------------------------------------------
 

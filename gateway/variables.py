@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from gateway.secret import Secret
 from gateway.simulated.faults import BadFaults, parse
+from ledger.reconcile import CLASSES
 from ledger.values import Refused, parse_decimal
 
 
@@ -74,6 +75,19 @@ def _file(text: str) -> str:
             return str(path)
     except (OSError, ValueError):
         raise ValueError(f"names {text[:200]!r}, which is no readable file") from None
+
+
+def _policies(text: str) -> dict[str, str]:
+    """`class=policy,…` as `ledger.reconcile.CLASSES` has them."""
+    found = {}
+    for part in _names(text):
+        kind, _, policy = part.partition("=")
+        if kind not in CLASSES:
+            raise ValueError(f"names {kind[:40]!r}: the classes are {', '.join(CLASSES)}")
+        if policy not in CLASSES[kind]:
+            raise ValueError(f"must say {' or '.join(CLASSES[kind])} for {kind}, not {policy[:40]!r}")
+        found[kind] = policy
+    return found
 
 
 def _subject(text: str) -> str:
@@ -183,4 +197,6 @@ VARIABLES: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "OTEL_EXPORTER_OTLP_ENDPOINT": ("otlp_url", Secret),
     "SYNC_INTERVAL_MINUTES": ("sync_interval_minutes", _number(float, 0, 1_440)),
     "RECONCILE_ON_DISCONNECT": ("reconcile_on_disconnect", _switch),
+    "RECONCILE_LOOKBACK_S": ("reconcile_lookback_s", _number(float, 60, 604_800)),
+    "RECONCILE_POLICY": ("reconcile_policy", _policies),
 }

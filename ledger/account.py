@@ -19,6 +19,7 @@ from ledger.account_events import (
     DealsFollowed,
     ExternalDealObserved,
     LoginRefused,
+    PositionCorrected,
     SnapshotTaken,
     TradingHalted,
     TradingResumed,
@@ -64,7 +65,7 @@ def evolve_account(account: Account, event: AccountEvent) -> Account:
             changes["config_version"] = event.version
         case ExternalDealObserved() | DealsFollowed() | ConfigurationRefused() | AccountReconciled() | SnapshotTaken():
             pass
-        case ControlReceived() | AlertRaised():
+        case ControlReceived() | AlertRaised() | PositionCorrected():
             pass
         case _:
             assert_never(event)

@@ -131,7 +131,8 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defau
 
 
 class AccountReconciled(Fact, frozen=True, kw_only=True, gc=False, tag="account.reconciled"):
-    """Our view was compared with the broker's. `trigger`: start, reconnect, interval or demand."""
+    """Our view was compared with the broker's. `trigger`: start, reconnect, interval or demand. `differences`: what is
+    new; `standing`: what was told by an earlier one, is only alerted, and is still so."""
 
     trigger: str
     positions: int
@@ -139,6 +140,16 @@ class AccountReconciled(Fact, frozen=True, kw_only=True, gc=False, tag="account.
     deals: int
     differences: tuple[Difference, ...] = ()
     deals_since: datetime | None = None
+    standing: tuple[Difference, ...] = ()
+
+
+class PositionCorrected(Fact, frozen=True, kw_only=True, gc=False, tag="account.position_corrected"):
+    """A position as the broker shows it, where no deal explains how it came to differ from ours (`kind`); a volume of
+    0: the broker has none. From here on this is our view. `order_id`: the order that opened it, where it was ours."""
+
+    position: Position
+    kind: str
+    order_id: str = ""
 
 
 class SnapshotTaken(Fact, frozen=True, kw_only=True, gc=False, tag="account.snapshot_taken"):
@@ -176,5 +187,6 @@ AccountEvent = (
     | ConfigurationAccepted
     | ConfigurationRefused
     | AccountReconciled
+    | PositionCorrected
     | SnapshotTaken
 )

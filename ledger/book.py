@@ -13,10 +13,22 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
-from ledger.account_events import ExternalDealObserved, SnapshotTaken
+from ledger.account_events import ExternalDealObserved, PositionCorrected, SnapshotTaken
 from ledger.events import Envelope, Recorded
 from ledger.order_events import Fill, FillCorrected, OrderModified, RequestCompleted, SendStarted
-from ledger.positions import ENTRY_IN, Dealt, Position, corrected, costs_changed, dealt, marked, with_stops
+from ledger.positions import (
+    ENTRY_IN,
+    LONG,
+    SHORT,
+    Dealt,
+    Position,
+    amount,
+    corrected,
+    costs_changed,
+    dealt,
+    marked,
+    with_stops,
+)
 from ledger.trace import Effect, FillTrace, OrderTrace, follow
 from ledger.trade import TYPE_BUY, TYPE_SELL, ZERO
 
@@ -127,6 +139,8 @@ class Book:
                 wanted.add(event.position_id)
             elif isinstance(event, ExternalDealObserved):
                 wanted.add(event.deal.position_id or event.deal.order)
+            elif isinstance(event, PositionCorrected):
+                wanted.add(event.position.identifier)
             elif isinstance(event, SnapshotTaken):
                 wanted.update(one.identifier or one.ticket for one in event.positions)
             elif hasattr(event, "fill_version"):
@@ -195,6 +209,11 @@ class Book:
             deal = external(event, envelope.recorded_at)
             if deal is not None and deal.position_id:
                 self._put(dealt(self._positions.get(deal.position_id), deal), recorded, envelope, changes)
+        elif isinstance(event, PositionCorrected):
+            known = self._positions.get(event.position.identifier)
+            after = as_shown(known, event, envelope.recorded_at)
+            if after != known:
+                self._put(after, recorded, envelope, changes)
         elif isinstance(event, SnapshotTaken):
             for shown in event.positions:
                 position = self._positions.get(shown.identifier or shown.ticket)
@@ -228,6 +247,38 @@ def external(event: ExternalDealObserved, recorded_at: datetime) -> Dealt | None
         swap=deal.swap,
         fee=deal.fee,
     )
+
+
+def as_shown(known: Position | None, event: PositionCorrected, recorded_at: datetime) -> Position:
+    """The position as the broker shows it, with the money of the deals that are known of it."""
+    shown = event.position
+    if not shown.volume:
+        if known is None:
+            known = Position(
+                position_id=shown.identifier, symbol=shown.symbol, side=LONG, volume=ZERO, entry_price=ZERO,
+                opened_at=recorded_at,
+            )  # fmt: skip
+        return replace(
+            known, volume=ZERO, closed_at=recorded_at, exit_reason="external", current_price=None,
+            floating_profit=None, base=None, tail=(),
+        )  # fmt: skip
+    side = SHORT if shown.type == TYPE_SELL else LONG
+    if known is None or not known.is_open or known.side != side:
+        known = Position(
+            position_id=shown.identifier,
+            symbol=shown.symbol,
+            side=side,
+            volume=ZERO,
+            entry_price=ZERO,
+            opened_at=recorded_at,
+            initial_sl=amount(shown.sl),
+            entry_order_id=event.order_id,
+        )
+    return replace(
+        known, volume=amount(shown.volume), entry_price=amount(shown.price_open), sl=amount(shown.sl),
+        tp=amount(shown.tp), current_price=amount(shown.price_current), floating_profit=amount(shown.profit),
+        closed_at=None, void=False, base=None, tail=(),
+    )  # fmt: skip
 
 
 def positions_at_broker(batch: Iterable[tuple[Recorded, Envelope]], until: datetime) -> dict[int, Position]:

@@ -15,6 +15,7 @@ import orjson
 from gateway.config import Settings, load
 from gateway.connection import Connection
 from gateway.messages import Message, outgoing
+from gateway.reconcile import Reconciler
 from gateway.simulated.link import stop_broker
 from gateway.simulated.window import ask
 from gateway.submit import Submitter
@@ -44,8 +45,8 @@ QUICK = {
 class Desk:
     """One account, its ledger and its broker. `clock` may be set by the test."""
 
-    def __init__(self, folder: Path, *options: str, **settings: str) -> None:
-        self.folder, self._options = folder, options
+    def __init__(self, folder: Path, *options: str, reconciles: bool = False, **settings: str) -> None:
+        self.folder, self._options, self._reconciles = folder, options, reconciles
         self.settings: Settings = load({"data": str(folder)}, QUICK | settings)
         self.ahead = timedelta()
         self._changed = asyncio.Event()
@@ -92,23 +93,27 @@ class Desk:
         self.connection.start()
         self.submitter = Submitter(self.ledger, self.trade, self.query, settings, self.clock, self.connection)
         self.sync = Sync(self.ledger, store, self.query, settings, self.clock, self.connection, self.submitter)
-        await self.sync.start()
+        self.reconciler = Reconciler(
+            self.ledger, store, self.query, settings, self.clock, self.connection, self.submitter, self.sync
+        )
+        await self.sync.start(after=self.reconciler.start if self._reconciles else None)
         self.submitter.start()
         return self
 
     async def stop(self) -> None:
         await self.submitter.stop(2.0)
+        await self.reconciler.stop()
         await self.sync.stop()
         await self.connection.stop()
         await self.trade.close()
         await self.query.close()
-        for failure in (self.submitter.failure, self.ledger.failure):
+        for failure in (self.submitter.failure, self.reconciler.failure, self.ledger.failure):
             assert not failure.done(), failure.result()
         await self.ledger.close()
 
     async def crash(self) -> None:
         """Ends without a word, as a kill would: nothing that is under way is waited for or recorded."""
-        for one in (self.submitter._guard, self.sync._guard):
+        for one in (self.submitter._guard, self.reconciler._guard, self.sync._guard):
             await one.stop()
         await self.connection.stop()
         for terminal in (self.trade, self.query):
@@ -221,9 +226,9 @@ def _fields(settings: TerminalSettings) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def desk_in(folder: Path, *options: str, **settings: str) -> AsyncIterator[Desk]:
+async def desk_in(folder: Path, *options: str, reconciles: bool = False, **settings: str) -> AsyncIterator[Desk]:
     """A gateway that runs, ended at the end with everything around it."""
-    desk = Desk(folder, *options, **settings)
+    desk = Desk(folder, *options, reconciles=reconciles, **settings)
     try:
         await desk.start()
         yield desk

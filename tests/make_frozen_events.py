@@ -25,6 +25,7 @@ from ledger.account_events import (
     ExternalDealObserved,
     LoginRefused,
     MessageRejected,
+    PositionCorrected,
     SnapshotTaken,
     TradingHalted,
     TradingResumed,
@@ -403,6 +404,7 @@ _EVENTS: Final[tuple[Event, ...]] = (
         ),
         deals_since=datetime(2026, 3, 1, 0, 0, tzinfo=UTC),
     ),
+    PositionCorrected(position=_POSITION, kind="volume", order_id="ord_1"),
     SnapshotTaken(
         currency="EUR",
         balance=Decimal("10000.55"),
@@ -459,6 +461,13 @@ _MORE: Final[dict[str, Event]] = {
     ),
     "v1/order.outcome_probed+settled": OutcomeProbed(
         attempt=1, complete=True, found=True, reason="position 901 changed, and no deal says by what", settled=True
+    ),
+    "v1/account.reconciled+standing": AccountReconciled(
+        trigger="interval",
+        positions=2,
+        orders=1,
+        deals=5,
+        standing=(Difference(kind="order_unknown", ours="", brokers="buy 0.1", policy="alert", order_ticket=903),),
     ),
     "v1/account.external_deal_observed+order": ExternalDealObserved(deal=_DEAL, note="stop loss", order_id="ord_1"),
     "v1/inbox.message_rejected+hex": MessageRejected(

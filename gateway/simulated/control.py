@@ -215,6 +215,23 @@ class Control:
         position = row.ticket if state.is_hedging() else 0
         return self._do_trade(side, row.symbol, amount, position=position)
 
+    def _do_modify(self, ticket: int, sl: float = 0.0, tp: float = 0.0, price: float = 0.0) -> dict[str, Any]:
+        """Gives a position these stops (0 is none), or a pending order these and, unless 0, this price."""
+        state = self.broker.state
+        order, row = state.working.get(ticket), state.position_by_ticket(ticket)
+        if order is not None:
+            return self._send(
+                Request(
+                    c.TRADE_ACTION_MODIFY, 0, ticket, "", 0.0, price or order.price_open, order.price_stoplimit, sl,
+                    tp, 0, 0, 0, 0, 0, "", 0, 0,
+                )
+            )  # fmt: skip
+        if row is None:
+            raise ControlRefused(f"no position and no pending order {ticket}: see `sim positions` and `sim orders`")
+        return self._send(
+            Request(c.TRADE_ACTION_SLTP, 0, 0, row.symbol, 0.0, 0.0, 0.0, sl, tp, 0, 0, 0, 0, 0, "", row.ticket, 0)
+        )
+
     def _do_fill(self, ticket: int, volume: float | None = None, price: float | None = None) -> dict[str, Any]:
         """Executes a working order now, whatever the market: by default all of it, at its own price."""
         broker = self.broker

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway.deals import Seen
 from ledger.account_events import ExternalDealObserved
 from ledger.commands import ResolveOutcome
 from ledger.order import Status
@@ -159,3 +160,18 @@ async def test_a_deal_of_an_order_that_is_long_forgotten_finds_its_order(tmp_pat
         late = await desk.event("o-1", "order.filled")
         assert late.volume == D("0.1")
         assert "late_fill" in [event.kind for event in desk.events("o-1") if event.topic().endswith("detected")]
+
+
+async def test_trades_by_hand_are_told_once_across_a_restart_however_many_there_were(desk: Desk) -> None:
+    desk.window("trade", type="buy", symbol="EURUSD", volume=0.2)
+    [traded] = await external(desk)
+    async with desk.sync.lock:
+        await desk.sync._poll()  # from here on it is looked back for seconds only
+        followed = desk.sync._followed
+        followed.seen |= dict.fromkeys(range(1, 1_200), Seen(traded.deal.time_msc, "", None))
+        followed.through_msc = traded.deal.time_msc + 10_000
+        await desk.sync._poll()
+        assert traded.deal.ticket in followed.seen
+    await desk.restart()
+    await desk.open("o-1")
+    assert len(await external(desk)) == 1

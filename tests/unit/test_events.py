@@ -61,6 +61,7 @@ STORED_TOPICS = {
     "account.configuration_accepted",
     "account.configuration_refused",
     "account.reconciled",
+    "account.position_corrected",
     "account.snapshot_taken",
     "inbox.message_rejected",
     "writer.ledger_created",

@@ -345,6 +345,10 @@ TOLD = {
             "description": "order_id is missing",
         },
     ),
+    "account.reconciled": (
+        "alert.reconciliation",
+        {"kind": "reconciliation", "description": "volume EURUSD: ours 0.3, the broker's 0.2 (adopt)"},
+    ),
 }
 # Of the service itself, or on the way to an outcome: nobody upstream is told.
 SILENT = {
@@ -360,7 +364,7 @@ SILENT = {
     "account.control_received",
     "account.configuration_accepted",
     "account.configuration_refused",
-    "account.reconciled",
+    "account.position_corrected",
     "account.snapshot_taken",
     "writer.ledger_created",
     "writer.checkpointed",

@@ -1,0 +1,103 @@
+"""The pure comparison: every class of difference, and none where there is none."""
+
+from datetime import UTC, datetime
+from decimal import Decimal as D
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ledger.positions import Position
+from ledger.reconcile import CLASSES, Brokers, Ours, differences, policy_of
+from ledger.trade import BrokerOrder, Deal
+from ledger.trade import Position as Shown
+
+AT = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def ours(**fields: Any) -> Position:
+    held = {"position_id": 9, "symbol": "EURUSD", "side": "long", "volume": D("0.1"), "entry_price": D("1.1")}
+    return Position(**(held | {"opened_at": AT} | fields))
+
+
+def theirs(**fields: Any) -> Shown:
+    shown = {"ticket": 9, "identifier": 9, "symbol": "EURUSD", "volume": D("0.1"), "price_open": D("1.1")}
+    return Shown(**(shown | fields))
+
+
+def kinds(mine: Position | None, shown: Shown | None, **fields: Any) -> list[str]:
+    found = differences(
+        Ours(positions={9: mine} if mine else {}), Brokers(positions=(shown,) if shown else (), **fields)
+    )
+    return [one.difference.kind for one in found]
+
+
+@pytest.mark.parametrize(
+    ("mine", "shown", "netting", "kind"),
+    [
+        (ours(), None, False, "missing_at_broker"),
+        (None, theirs(), False, "unknown_at_broker"),
+        (ours(), theirs(volume=D("0.2")), False, "volume"),
+        (ours(), theirs(type=1), False, "side"),
+        (ours(), theirs(type=1), True, "netting_reversal"),
+        (ours(), theirs(sl=D(1)), False, "stops"),
+        (ours(), theirs(price_open=D("1.101")), False, "price"),
+        (ours(), theirs(ticket=10), False, "ticket_changed"),
+    ],
+)
+def test_a_position_that_differs_is_classed(mine: Any, shown: Any, netting: bool, kind: str) -> None:
+    assert kinds(mine, shown, netting=netting) == [kind]
+
+
+def test_equal_views_do_not_differ_nor_do_prices_within_a_point() -> None:
+    assert kinds(ours(), theirs()) == []
+    assert kinds(ours(), theirs(price_open=D("1.10001")), points={"EURUSD": D("0.00001")}) == []
+
+
+def test_deals_of_others_that_explain_a_position_are_told_with_it_and_others_for_themselves() -> None:
+    deals = (
+        Deal(ticket=1, position_id=9, symbol="EURUSD", volume=D("0.1"), price=D("1.1")),
+        Deal(ticket=2, position_id=8, symbol="EURUSD", volume=D("0.1"), price=D("1.1")),
+        Deal(ticket=3, type=2, profit=D(100)),
+    )
+    found = differences(Ours(positions={}), Brokers(positions=(theirs(),), deals=deals))
+    assert [(one.difference.kind, one.difference.deal) for one in found] == [
+        ("unknown_at_broker", 1), ("fill_missing", 3), ("fill_missing", 2),
+    ]  # fmt: skip
+    assert [deal.ticket for one in found for deal in one.external] == [1, 3, 2]
+
+
+def test_a_working_order_that_is_none_of_ours_is_unknown_and_nothing_repairs_it() -> None:
+    (found,) = differences(Ours(positions={}), Brokers(orders=(BrokerOrder(ticket=5, type=2, state=1),)))
+    assert (found.difference.kind, found.repairs) == ("order_unknown", False)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_class_may_be_only_alerted_and_is_repaired_by_default(kind: str) -> None:
+    assert policy_of({}, kind) in ("adopt", "correct")
+    assert policy_of({kind: "alert"}, kind) == "alert"
+
+
+amounts = st.decimals("0.01", "5", places=2)
+shown_positions = st.builds(
+    theirs,
+    volume=amounts,
+    type=st.integers(0, 1),
+    sl=amounts,
+    tp=amounts,
+    price_open=amounts,
+    ticket=st.integers(1, 99),
+)
+
+
+@given(shown_positions, st.booleans(), st.booleans())
+def test_a_position_set_as_the_broker_shows_it_differs_no_more(shown: Shown, known: bool, netting: bool) -> None:
+    from ledger.book import as_shown
+
+    mine = ours() if known else None
+    found = differences(Ours(positions={9: mine} if mine else {}), Brokers(positions=(shown,), netting=netting))
+    for one in found:
+        assert one.position is not None
+        mine = as_shown(mine, one.position, AT)
+    assert kinds(mine, shown, netting=netting) in ([], ["ticket_changed"])
