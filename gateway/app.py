@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -31,8 +32,9 @@ from gateway.connection import Connection
 from gateway.edge import Edge
 from gateway.embedded import NatsServer, ProjectionProcess, StartFailed, kept_port
 from gateway.heads import PUBLIC_FILE, HeadSigner, seal_key
+from gateway.linger import Lingering
 from gateway.outbox import Outbox
-from gateway.processes import tune_collector
+from gateway.processes import as_others, prefer_this_process, tune_collector
 from gateway.standby import lock_is_free
 from gateway.submit import Submitter
 from gateway.sync import Sync
@@ -113,6 +115,7 @@ class Service:
     async def _start(self) -> None:
         settings = self._settings
         self._say(f"order-ledger {BUILD}, data in {settings.data}")
+        self._prefer_orders()
         lock = _lock_folder(settings.data)
         self._later("folder", lambda: asyncio.to_thread(lock.release))
         key = await asyncio.to_thread(seal_key, settings.data, settings.seal_key)
@@ -188,6 +191,17 @@ class Service:
         self._failures.append(bus.failure)
         await edge.listen()
         self._write_run_file(ledger, account, found)
+
+    def _prefer_orders(self) -> None:
+        """Before any process or thread is started: each inherits it, and the projections and threads take it back."""
+        wanted = self._settings.real_time
+        if wanted == "off":
+            return
+        if prefer_this_process():
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(initializer=as_others))
+            self._say("  scheduling   real time for the path of an order (REAL_TIME=off: like all others)")
+        elif wanted == "on":
+            raise StartFailed("REAL_TIME=on is not allowed here: run as root, or with CAP_SYS_NICE or `ulimit -r 1`")
 
     async def _start_projections(self) -> ProjectionProcess:
         settings = self._settings
@@ -299,7 +313,7 @@ class Service:
             on_failure=ledger.tail.wake,
             shared=self._settings.nats_news == "shared",
         )
-        follower = Follower(ledger.tail, outbox, Pace(max_events=2048))
+        follower = Follower(Lingering(ledger.tail), outbox, Pace(max_events=2048))
         try:
             await follower.start(OUTBOX_OPEN_S)
         except SinkAhead as ahead:

@@ -59,6 +59,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     mode: str = "embedded"
     instance_id: str = "1"
     log_level: str = "info"
+    real_time: str = "auto"
 
     nats_url: Secret | None = None
     nats_port: int = 4222
@@ -233,6 +234,7 @@ VARIABLES: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "MODE": ("mode", _one_of("embedded", "production")),
     "INSTANCE_ID": ("instance_id", str),
     "LOG_LEVEL": ("log_level", _one_of("debug", "info", "warning", "error")),
+    "REAL_TIME": ("real_time", _one_of("auto", "on", "off")),
     "NATS_URL": ("nats_url", Secret),
     "NATS_PORT": ("nats_port", _port),
     "NATS_USER": ("nats_user", str),

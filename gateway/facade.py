@@ -370,39 +370,14 @@ def _is_in_files(folder: Path, event_id: str) -> bool:
 
 async def _until_in_kafka(brokers: str, fill: Fill, within_s: float) -> None:
     from projections.follower import SinkUnavailable
-    from projections.kafka_client import client_options, translated
+    from projections.kafka_log import is_in_kafka
     from projections.settings import kafka_options
 
-    connection = {"bootstrap_servers": brokers, **client_options(kafka_options(os.environ))}
-
     async def held() -> bool:
-        with translated():
-            return await _is_in_kafka(connection, fill)
+        return await is_in_kafka(brokers, kafka_options(os.environ), f"order/{fill.order_id}", fill.event_id)
 
     try:
         if not await _eventually(held, within_s):
             raise NotHeld(f"the fill {fill.event_id} is not in Kafka's {TOPIC} after {within_s:g} s")
     except SinkUnavailable as error:
         raise NotHeld(str(error)) from None
-
-
-async def _is_in_kafka(connection: Mapping[str, Any], fill: Fill) -> bool:
-    """Whether one of the newest records of its partition is this fill."""
-    from aiokafka import TopicPartition
-
-    from projections.kafka_client import partition_of
-    from projections.kafka_log import consumer
-
-    stream, wanted = f"order/{fill.order_id}", ("event_id", fill.event_id.encode())
-    partition = TopicPartition(TOPIC, partition_of(stream))
-    async with consumer(connection) as reader:
-        if TOPIC not in await reader.topics():
-            return False
-        end = (await reader.end_offsets([partition]))[partition]
-        reader.assign([partition])
-        reader.seek(partition, max(end - 1_000, 0))
-        while await reader.position(partition) < end:
-            for record in (await reader.getmany(partition, timeout_ms=200)).get(partition, ()):
-                if record.key == stream.encode() and wanted in record.headers:
-                    return True
-    return False

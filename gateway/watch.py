@@ -15,6 +15,7 @@ log = structlog.get_logger()
 
 AT_ONCE: Final = 512
 IDLE_S: Final = 5.0
+CALM_S: Final = 0.02  # no order waits for what happens here: several commits are looked at together
 
 Handler = Callable[[Recorded, Envelope], None]
 
@@ -61,3 +62,5 @@ class Watch:
                         log.warning("not noted any more", topic=recorded.topic, error=str(error))
                         return
             after = records[-1].seq
+            if len(records) < AT_ONCE:
+                await asyncio.sleep(CALM_S)

@@ -230,18 +230,10 @@ def external(event: ExternalDealObserved, recorded_at: datetime) -> Dealt | None
     )
 
 
-class Known(NamedTuple):
-    """A deal as it is known in the end, with the events' place that keeps the order of equal times."""
-
-    at: datetime
-    seq: int
-    deal: Dealt
-
-
 def positions_at_broker(batch: Iterable[tuple[Recorded, Envelope]], until: datetime) -> dict[int, Position]:
     """What had happened at the broker until then, as everything recorded since tells it: the fold of all deals up to
     that time, in the order of the broker's times, with every correction. Stops and marks are not told by deals."""
-    known: dict[int, Known] = {}
+    known: dict[int, Dealt] = {}
     traces: dict[str, OrderTrace] = {}
     for recorded, envelope in batch:
         event = envelope.data
@@ -252,15 +244,15 @@ def positions_at_broker(batch: Iterable[tuple[Recorded, Envelope]], until: datet
                 trace = traces[order_id] = OrderTrace(order_id)
             effect = follow(trace, recorded, envelope)
             if effect is not None and effect.new is not None and effect.fill is not None:
-                known[effect.new.ticket] = Known(effect.new.at, effect.fill.seq, effect.new)
+                known[effect.new.ticket] = effect.new
             if not trace.is_open and not trace.fills:
                 del traces[order_id]
         elif isinstance(event, ExternalDealObserved):
             deal = external(event, envelope.recorded_at)
             if deal is not None:
-                known[deal.ticket] = Known(deal.at, recorded.seq, deal)
+                known[deal.ticket] = deal
     found: dict[int, Position] = {}
-    for _, _, deal in sorted(known.values(), key=lambda one: (one.at, one.seq)):
+    for deal in sorted(known.values(), key=lambda one: (one.at, one.ticket)):
         if deal.at <= until and deal.position_id:
             final = replace(deal, provisional=False)
             found[deal.position_id] = dealt(found.get(deal.position_id), final)

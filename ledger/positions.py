@@ -5,10 +5,10 @@ on the position's side adds, and the entry price becomes the average by volume; 
 leaves the entry price; what goes beyond is a reversal: the same identifier, the other side, the deal's price. Which
 kind of account it is follows from the identifiers that the broker gave its deals, so the fold need not know.
 
-Amounts are kept at 8 decimals, averages rounded half to even. A deal that is known from a result alone
-(`provisional`) may be corrected later: from the first such deal on, the deals stand in `tail`, and a correction folds
-them again from `base`. At most `MAX_TAIL` are kept so; a deal that changes after that, or after it was final, is
-corrected by its difference.
+Amounts are kept at 8 decimals, averages rounded half to even. What is told of deals comes late, out of their order, or
+is corrected: a deal known from a result alone may belong to another position than was thought, or is seen only after
+the one that closed it. So the last `MAX_TAIL` deals stand in `tail`, in the order of the broker's tickets, and such
+news fold them again from `base`. A deal that changes after that is corrected by its difference.
 """
 
 from collections.abc import Iterable, Sequence
@@ -119,14 +119,11 @@ def average(price: Decimal, volume: Decimal, more_price: Decimal, more_volume: D
 
 def dealt(position: Position | None, deal: Dealt) -> Position:
     """The position after the deal; None is one that no deal has touched."""
-    after = _applied(position, deal)
-    if not deal.provisional and (position is None or not position.tail):
-        return after
-    before = position if position is None or not position.tail else position.base
-    tail = (*(position.tail if position else ()), deal)
-    if len(tail) > MAX_TAIL:
-        before, tail = _applied(before, tail[0]), tail[1:]
-    return replace(after, base=before, tail=tail)
+    tail = position.tail if position is not None else ()
+    if position is not None and tail and 0 < deal.ticket < tail[-1].ticket:
+        before = sum(1 for one in tail if one.ticket < deal.ticket)
+        return _folded(position, (*tail[:before], deal, *tail[before:]))
+    return _kept(_applied(position, deal), position.base if position is not None and tail else position, (*tail, deal))
 
 
 def corrected(position: Position, old: Dealt, new: Dealt | None) -> Position:
@@ -136,6 +133,8 @@ def corrected(position: Position, old: Dealt, new: Dealt | None) -> Position:
         if new is not None:
             kept.insert([one.ticket for one in position.tail].index(old.ticket), new)
         return _folded(position, kept)
+    if position.base is not None:
+        return _folded(replace(position, base=corrected(position.base, old, new)), position.tail)
     differing = position
     if new is None or (old.volume, old.price, old.buy) != (new.volume, new.price, new.buy):
         differing = _by_difference(position, old, new)
@@ -277,13 +276,14 @@ def _folded(position: Position, tail: Sequence[Dealt]) -> Position:
     after = replace(after, sl=position.sl, tp=position.tp)
     if after.is_open:
         after = replace(after, current_price=position.current_price, floating_profit=position.floating_profit)
-    first = next((place for place, one in enumerate(tail) if one.provisional), None)
-    if first is None:
-        return after
-    before = position.base
-    for deal in tail[:first]:
-        before = _applied(before, deal)
-    return replace(after, base=before, tail=tuple(tail[first:]))
+    return _kept(after, position.base, tuple(tail))
+
+
+def _kept(after: Position, base: Position | None, tail: tuple[Dealt, ...]) -> Position:
+    """With the deals it may have to be folded from again."""
+    while len(tail) > MAX_TAIL:
+        base, tail = _applied(base, tail[0]), tail[1:]
+    return replace(after, base=base, tail=tail)
 
 
 _NOTHING: Final = {"realized_profit": ZERO, "commission": ZERO, "swap": ZERO, "fee": ZERO}

@@ -23,6 +23,7 @@ SETTLE_S: Final = 5.0
 CALL_S: Final = 15.0
 _FIRST_LOOK: Final = 256
 _PAGE: Final = 4_000
+_RECENT: Final = 1_000
 _CREATED: Final = LedgerCreated.topic().encode()
 
 Offsets = Mapping[TopicPartition, int]
@@ -303,3 +304,21 @@ class _Loop:
                 raise LedgerUnavailable(str(error)) from None
 
         return self._runner.run(whole())
+
+
+async def is_in_kafka(brokers: str, options: Mapping[str, str], stream: str, event_id: str) -> bool:
+    """Whether one of the newest records of the log is this event. Raises SinkUnavailable, SinkRefused."""
+    partition = TopicPartition(TOPIC, partition_of(stream))
+    connection = {"bootstrap_servers": brokers, **client_options(options)}
+    with translated():
+        async with consumer(connection) as reader:
+            if TOPIC not in await reader.topics():
+                return False
+            end = (await reader.end_offsets([partition]))[partition]
+            reader.assign([partition])
+            reader.seek(partition, max(end - _RECENT, 0))
+            while await reader.position(partition) < end:
+                for record in (await reader.getmany(partition, timeout_ms=200)).get(partition, ()):
+                    if record.key == stream.encode() and ("event_id", event_id.encode()) in record.headers:
+                        return True
+    return False

@@ -318,15 +318,21 @@ def main() -> int:
         settings = msgspec.json.decode(_first_line(), type=ProjectionSettings)
         _leave_out(settings)
         _configure_logging(settings.log_level)
-        if hasattr(os, "nice"):
-            with contextlib.suppress(OSError):
-                os.nice(settings.nice)
+        _after_orders(settings.nice)
         code = _locked(settings, reporter)
     except (msgspec.MsgspecError, ValueError) as error:
         reporter.tell("failed", error=f"settings: {error}", remedy="give one line of JSON on stdin")
         code = 1
     reporter.close(0.5)
     return code
+
+
+def _after_orders(nice: int) -> None:
+    """Orders go first: gives back the real-time priority that the gateway may have handed on, and is nice to others."""
+    with contextlib.suppress(AttributeError, OSError):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    with contextlib.suppress(AttributeError, OSError):
+        os.nice(nice)
 
 
 def _leave_out(settings: ProjectionSettings) -> None:

@@ -258,8 +258,8 @@ SELECT
     position_id,
     position_symbol AS symbol,
     if(folded.1 > 0 OR (folded.1 = 0 AND folded.3), 'long', 'short') AS side,
-    toDecimal64(toDecimal256(abs(folded.1), 0) / toDecimal256(100000000, 8), 8) AS quantity,
-    toDecimal64(toDecimal256(folded.2, 0) / toDecimal256(100000000, 8), 8) AS entry_price,
+    toDecimal64(toDecimal256(abs(folded.1), 8) / 100000000, 8) AS quantity,
+    toDecimal64(toDecimal256(folded.2, 8) / 100000000, 8) AS entry_price,
     if(folded.1 = 0, 'closed', 'open') AS position_status,
     folded.4 AS opened_at,
     realized AS realized_pnl,
@@ -272,7 +272,7 @@ FROM
         ledger_id,
         account,
         position_id,
-        argMin(symbol, (execution_timestamp, seq)) AS position_symbol,
+        argMin(symbol, (execution_timestamp, deal)) AS position_symbol,
         sum(profit) AS realized,
         sum(commission) + sum(fee) AS costs,
         sum(swap) AS swaps,
@@ -282,7 +282,7 @@ FROM
             toInt256(toDecimal256(fill_price, 8) * 100000000),
             entry IN (1, 3),
             execution_timestamp,
-            seq
+            deal
         ))) AS deals,
         arrayFold(
             (acc, x) -> CAST(multiIf(

@@ -3,13 +3,14 @@ from the events of the ledger alone, by other means than the projection's."""
 
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import ROUND_DOWN, Decimal
 from pathlib import Path
 from typing import Any
 
 import clickhouse_connect
 import pytest
+import pytest_asyncio
 from clickhouse_connect.driver.exceptions import DatabaseError
 
 from gateway.simulated import constants as c
@@ -31,6 +32,8 @@ from tests.trading import Trader
 Row = dict[str, Any]
 ACCOUNT = account_stream(5001)
 CENT = Decimal("0.00000001")
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 def live(history: History, order_id: str, *commands: OrderCommand) -> None:
@@ -90,13 +93,19 @@ class Audit:
         self.events = [(one, decode(one)) for one in history.records]
 
     def ask(self, sql: str, **parameters: Any) -> list[Row]:
-        return list(self.client.query(sql, parameters=parameters).named_results())
+        rows = self.client.query(sql, parameters=parameters).named_results()
+        return [{name: _utc(value) for name, value in row.items()} for row in rows]
 
     def told(self, topic: str) -> list[tuple[Any, Any]]:
         return [(one, envelope) for one, envelope in self.events if one.topic == topic]
 
 
-@pytest.fixture(scope="module")
+def _utc(value: Any) -> Any:
+    """The client shows times of UTC without a zone."""
+    return value.replace(tzinfo=UTC) if isinstance(value, datetime) and value.tzinfo is None else value
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def audit(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Audit]:
     history = ledger(tmp_path_factory.mktemp("desk"))
     database = fresh_database()
@@ -121,7 +130,7 @@ async def _client(host: str, port: int, database: str) -> Any:
     return await asyncio.to_thread(clickhouse_connect.get_client, host=host, port=port, database=database)
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def ask(audit: Audit) -> Any:
     """The endpoint answers in this loop, so the client asks from a thread."""
     import asyncio

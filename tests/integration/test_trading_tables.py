@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from gateway.simulated import constants as c
 from gateway.simulated.market import UNIT, units
@@ -41,7 +42,7 @@ class Traded:
         return list(self._client.query(named, parameters=parameters).named_results())
 
 
-@pytest.fixture(scope="module", params=sorted(MODES))
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=sorted(MODES))
 async def traded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Traded]:
     seed = Random().randrange(10**6)
     print(f"seed {seed}")
