@@ -1,7 +1,7 @@
 """The processes of a campaign: a nats-server and `order-ledger serve`, killed and started again.
 
 They are real ones, with a data folder of their own; the simulated broker is a process of its own and outlives them.
-All end when this process does. Needs Linux, whose /proc tells who is whose child.
+`stop` ends all of them. Needs Linux, whose /proc tells who is whose child.
 """
 
 import asyncio
