@@ -31,7 +31,7 @@ SETTINGS: Final = {
     "CONNECTION_CHECK_S": "0.3",
     "POLL_INTERVAL_S": "0.1",
     "UNRESOLVED_ALERT_S": "5",
-    "MAX_ORDER_AGE_S": "0",
+    "MAX_ORDER_AGE_S": "30",
     "CLICKHOUSE_URL": "off",
     "KAFKA_BROKERS": "off",
     "LOG_LEVEL": "warning",
