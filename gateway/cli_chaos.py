@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -38,6 +39,7 @@ def chaos(seed: int, kills: int, keep: Path | None, as_json: bool) -> None:
         raise Failure(f"{keep} is not empty: name a new folder for --keep")
     folder = keep or Path(tempfile.mkdtemp(prefix="order-ledger-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what it started, as upon Ctrl-C
     with failures(), progress_bar(f"kills, seed {seed}", kills) as bar:
         report = asyncio.run(run(folder, seed=seed, kills=kills, step=bar.step))
     if keep is None and report.ok:

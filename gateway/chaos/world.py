@@ -1,7 +1,7 @@
 """The processes of a campaign: a nats-server and `order-ledger serve`, killed and started again.
 
 They are real ones, with a data folder of their own; the simulated broker is a process of its own and outlives them.
-All end when this process does. Needs Linux, whose /proc tells who is whose child.
+`stop` ends all of them. Needs Linux, whose /proc tells who is whose child.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ SETTINGS: Final = {
     "CONNECTION_CHECK_S": "0.3",
     "POLL_INTERVAL_S": "0.1",
     "UNRESOLVED_ALERT_S": "5",
-    "MAX_ORDER_AGE_S": "0",
+    "MAX_ORDER_AGE_S": "30",
     "CLICKHOUSE_URL": "off",
     "KAFKA_BROKERS": "off",
     "LOG_LEVEL": "warning",
