@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from gateway.simulated.window import WindowRefused
-from ledger.account_events import ExternalDealObserved
 from ledger.order import ENDED, Status
 from tests.gateway_desk import Desk, desk_in
 
@@ -88,8 +87,6 @@ async def test_after_random_trading_by_hand_and_by_us_the_ledger_holds_what_the_
         last = await desk.reconciler.run("demand")
         assert last.differences == (), told
         await holds_what_the_broker_holds(desk, told)
-        others = [event.deal.ticket for event in desk.events("") if isinstance(event, ExternalDealObserved)]
-        assert len(others) == len(set(others)), told
 
 
 async def settled(desk: Desk, order_id: str) -> None:
