@@ -41,7 +41,7 @@ def signature(deal: Deal) -> Signature:
 
 
 class Followed:
-    """`through_msc`: before it nothing is missing. `known_from_msc`: every deal in the ledger from then on is in `seen`;
+    """`through_msc`: before it nothing is missing. `known_from_msc`: the deals in the ledger since then are in `seen`;
     of an older one that is not ours it cannot be told here whether the ledger has it. `provisional`: fills known from
     a result alone, with the broker's time from which their deals may show."""
 
