@@ -248,6 +248,34 @@ async def test_retries_wait_longer_each_time_and_the_same_for_the_same_seed() ->
     assert all(low / 2 <= pause <= low for pause, low in zip(first, (1, 2, 4, 8, 8), strict=True))
 
 
+async def test_while_little_is_waiting_a_write_begins_only_now_and_then() -> None:
+    history, sink = History().orders(1), ListSink()
+    follower = Follower(ListSource(history.records), sink, Pace(calm_s=60, few_events=50, idle_s=0.005))
+    run = asyncio.create_task(follower.run())
+    while not sink.batches:
+        await asyncio.sleep(0)  # the first event of a quiet ledger is written at once
+    history.orders(2)
+    assert len(sink.batches) == 1
+    follower.stop()
+    await run
+    assert sink.held == history.records
+    assert len(sink.batches) == 2
+
+
+async def test_what_is_worth_a_write_is_written_without_waiting() -> None:
+    history, sink = History().orders(1), ListSink()
+    follower = Follower(ListSource(history.records), sink, Pace(calm_s=60, few_events=50, idle_s=0.005))
+    run = asyncio.create_task(follower.run())
+    while not sink.batches:
+        await asyncio.sleep(0)
+    history.orders(40)
+    async with asyncio.timeout(5):
+        while sink.held != history.records:
+            await asyncio.sleep(0.005)
+    follower.stop()
+    await run
+
+
 async def test_a_quiet_ledger_is_written_in_paced_batches() -> None:
     history, sink = History().orders(1), ListSink()
     follower = Follower(ListSource(history.records), sink, Pace(min_interval_s=0.05, idle_s=0.005))
