@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 
 from ledger.events import Recorded
+from projections.durable import Mark
 from projections.feed import Feed, Past, folds_of, no_past
 from projections.follower import SEALED, Batch, Position, SinkRefused, SinkUnavailable
 from projections.migrate import Place, check, check_database, migrate
@@ -27,6 +28,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _SETTINGS: Final = {"async_insert": 0, "insert_deduplicate": 0, "max_threads": 1, "max_insert_threads": 1}
+# Of the embedded engine: no log of queries (it has none to read), and what only large tables need waits for a merge.
+_EMBEDDED: Final = {
+    "log_queries": 0,
+    "log_profile_events": 0,
+    "query_profiler_real_time_period_ns": 0,
+    "query_profiler_cpu_time_period_ns": 0,
+    "materialize_skip_indexes_on_insert": 0,
+}
 # Error codes that the same rows will meet again: parse, type, size and range errors of data; then a missing or
 # different schema, which a person must bring in order.
 _DATA_CODES: Final = frozenset({6, 27, 53, 69, 70, 72, 131, 321, 349, 407})
@@ -118,6 +127,8 @@ class ClickHouseSink:
         self._exclusive = target.embedded
         self._migrate = migrate_at_start
         self._suffix = suffix
+        self._settings = {**_SETTINGS, **_EMBEDDED} if target.embedded else _SETTINGS
+        self._mark = Mark(Path(target.path), database) if self._place.is_marked else None
         self._connect = client or (lambda: connect(target))
         self._client: Client | None = None
         self._feed = Feed(past, folds_of(self.opened, self.table(POSITION_HISTORY), ledger_id))
@@ -154,6 +165,7 @@ class ClickHouseSink:
             migrate(client, self._place)
         else:
             check(client, self._place.database)
+        recover(client, self._place, self._mark)
 
     def attach(self, client: "Client | None") -> None:
         """Works over this client, as it is; for who calls `rows`, `insert` and `held` in a thread of his own."""
@@ -201,6 +213,8 @@ class ClickHouseSink:
         except BaseException:
             self._feed.forget()
             raise
+        if self._mark is not None and self._mark.is_due():
+            self._mark.set(batch.position.seq)
 
     def rows(self, batch: Batch) -> dict[str, list[Row]]:
         """The rows of the next batch, by table."""
@@ -212,7 +226,7 @@ class ClickHouseSink:
             if table.name in rows:
                 columns = list(table.columns)
                 data = block(table, rows[table.name])
-                self.opened().raw_insert(self.table(table), columns, data, settings=_SETTINGS, fmt="Native")
+                self.opened().raw_insert(self.table(table), columns, data, settings=self._settings, fmt="Native")
 
     def table(self, table: Table, suffix: str | None = None) -> str:
         """Its name, with the database."""
@@ -234,6 +248,18 @@ class ClickHouseSink:
         if self._client is None:
             raise SinkUnavailable("ClickHouse is not connected")
         return self._client
+
+
+def recover(client: "Client", place: Place, mark: Mark | None) -> None:
+    """Takes out of embedded tables what a power cut may have left incomplete, before anything is read or written."""
+    last = mark.lost_behind() if mark is not None else None
+    if mark is None or last is None:
+        return
+    for table in TABLES:
+        client.command(place.fill("DROP TABLE IF EXISTS {database}." + table.name + "_rebuild SYNC"))
+    behind = f"DELETE WHERE seq > {last} SETTINGS mutations_sync = 2"
+    client.command(place.fill("ALTER TABLE {database}.order_events " + behind))
+    mark.set(last)
 
 
 def translated(error: Exception) -> Exception:

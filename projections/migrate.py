@@ -4,9 +4,9 @@ Each file is recorded with its checksum in `schema_migrations`: as `started` bef
 `applied` behind its last. ClickHouse has no transactions, so every statement can be repeated, and a file that failed
 is run again as a whole, also after it was corrected. An applied file that has changed since is refused.
 
-The files serve one server, the embedded engine and a replicated cluster alike: `{database}`, `{on_cluster}` and
-`{replicated}` in them are replaced. A statement behind a line `-- server only` (roles, quotas) is left out where the
-engine is embedded, and where the user may not manage access.
+The files serve one server, the embedded engine and a replicated cluster alike: `{database}`, `{on_cluster}`,
+`{replicated}`, `{merged}` and `{written}` in them are replaced. A statement behind a line `-- server only` (roles,
+quotas) is left out where the engine is embedded, and where the user may not manage access.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from projections.durable import boot_id
 from projections.follower import SinkRefused
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ _NAME: Final = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql")
 _DATABASE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _SERVER_ONLY: Final = "-- server only"
 _ACCESS_DENIED: Final = (497, 514, 515)  # and the embedded engine's storage of users cannot be written
+_SYNCED: Final = "fsync_after_insert = 1, fsync_part_directory = 1"
+# Embedded tables get some small parts a second while few orders come: merged by thirty instead of five, and without
+# statistics, which no query of ours needs, merging takes a third of the CPU time.
+_SELDOM: Final = "merge_selector_base = 30, auto_statistics_types = ''"
 _RECORD: Final = (
     "CREATE TABLE IF NOT EXISTS {database}.schema_migrations {on_cluster} ("
     "version UInt32 COMMENT 'Number of the migration file. Source: file name', "
@@ -67,10 +72,18 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     cluster: str = ""
     server: bool = False
 
+    @property
+    def is_marked(self) -> bool:
+        """Whether inserts go without fsync, since a mark tells what is on the disk: see `durable.py`."""
+        return not self.server and bool(boot_id())
+
     def fill(self, sql: str) -> str:
         """The statement for this place. Raises SinkRefused for a name that could carry SQL."""
         named = sql.replace("{database}", check_database(self.database))
         on_cluster = f" ON CLUSTER {check_database(self.cluster)}" if self.cluster else ""
+        merged = "" if self.server else f"{_SELDOM}, "
+        synced = "" if self.is_marked else f"{_SYNCED}, "
+        named = named.replace("{merged}, ", merged).replace("{written}, ", merged + synced)
         return named.replace(" {on_cluster}", on_cluster).replace("{replicated}", "Replicated" if self.cluster else "")
 
 

@@ -13,8 +13,10 @@ import contextlib
 import logging
 import os
 import queue
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -37,6 +39,7 @@ from projections.source import StoreSource
 MAX_SETTINGS: Final = 1024 * 1024
 WAIT_FOR_PREDECESSOR_S: Final = 10.0
 WAIT_FOR_LEDGER_S: Final = 10.0
+MEMORY_FOR_FILES: Final = 256 * 1024 * 1024
 REPORT_EVERY_S: Final = 0.25
 log = structlog.get_logger()
 
@@ -323,6 +326,7 @@ def main() -> int:
     try:
         settings = msgspec.json.decode(_first_line(), type=ProjectionSettings)
         _leave_out(settings)
+        _use_memory()
         _configure_logging(settings.log_level)
         _after_orders(settings.nice)
         code = _locked(settings, reporter)
@@ -339,6 +343,13 @@ def _after_orders(nice: int) -> None:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     with contextlib.suppress(AttributeError, OSError):
         os.nice(nice)
+
+
+def _use_memory() -> None:
+    """Blocks on their way into the embedded engine are temporary files: in memory where there is plenty."""
+    memory = Path("/dev/shm")  # noqa: S108  # names in it are made by tempfile
+    if os.access(memory, os.W_OK) and shutil.disk_usage(memory).free >= MEMORY_FOR_FILES:
+        tempfile.tempdir = str(memory)
 
 
 def _leave_out(settings: ProjectionSettings) -> None:

@@ -9,14 +9,16 @@ changes names in one step, and the old ones are dropped.
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from ledger.events import Recorded
 from ledger.store import EventStore
-from projections.clickhouse import ClickHouseSink, Target, connect
+from projections.clickhouse import ClickHouseSink, Target, connect, recover
 from projections.digest import batches_of, held
+from projections.durable import Mark
 from projections.follower import Position
 from projections.migrate import Place
 from projections.tables import TABLES, Table
@@ -76,6 +78,7 @@ class Rebuild:
         self._store, self._ledger_id, self._hold, self._advance = store, ledger_id, hold, advance
         self._place = Place(database=database, cluster=cluster, server=not target.embedded)
         self._open: Callable[[], Client] = lambda: connect(target)
+        self._mark = Mark(Path(target.path), database) if self._place.is_marked else None
         # One connection reads while the other inserts.
         self._reader, self._writer = (
             ClickHouseSink(
@@ -94,6 +97,7 @@ class Rebuild:
         """Raises Stopped, LedgerUnavailable, SinkUnavailable, SinkRefused."""
         client = self._open()
         client.command("SET max_query_size = 67108864")  # the keys that changed meanwhile are named one by one
+        recover(client, self._place, self._mark)
         self._reader.attach(self._open())
         self._writer.attach(self._open())
         try:
@@ -200,6 +204,8 @@ class Rebuild:
         if held_now is not None and held_now.seq > position:
             self._reader.forget()
             self._take(position, held_now.seq)
+        if self._mark is not None:
+            self._mark.set(held_now.seq if held_now else position)  # what the mark says is to be true of the new ones
         for table in TABLES:
             sql = "EXCHANGE TABLES {database}.%s AND {database}.%s {on_cluster}"
             client.command(self._place.fill(sql % (table.name, table.name + SUFFIX)))

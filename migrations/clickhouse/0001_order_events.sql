@@ -21,7 +21,7 @@ CREATE TABLE IF NOT EXISTS {database}.order_events {on_cluster}
 )
 ENGINE = {replicated}ReplacingMergeTree()
 ORDER BY (ledger_id, seq)
-SETTINGS max_compress_block_size = 65536
+SETTINGS {merged}, max_compress_block_size = 65536
 COMMENT 'Every event of the ledger, in full; read with FINAL, or through the view events';
 
 CREATE OR REPLACE VIEW {database}.events {on_cluster} AS

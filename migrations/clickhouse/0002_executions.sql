@@ -42,5 +42,5 @@ CREATE TABLE IF NOT EXISTS {database}.executions {on_cluster}
 )
 ENGINE = {replicated}ReplacingMergeTree(changed_seq)
 ORDER BY (account, order_id, stream_version, ledger_id)
-SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, max_compress_block_size = 65536
+SETTINGS {written}, max_compress_block_size = 65536
 COMMENT 'One row per deal, as it is known now; read with FINAL, or through the view executions_by_order';

@@ -59,5 +59,5 @@ CREATE TABLE IF NOT EXISTS {database}.orders {on_cluster}
 )
 ENGINE = {replicated}ReplacingMergeTree(seq)
 ORDER BY (account, order_id, ledger_id)
-SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, max_compress_block_size = 65536
+SETTINGS {written}, max_compress_block_size = 65536
 COMMENT 'One row per order: where it stands; read with FINAL';

@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS {database}.positions {on_cluster}
 )
 ENGINE = {replicated}ReplacingMergeTree(seq, void)
 ORDER BY (account, position_id, ledger_id)
-SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, max_compress_block_size = 65536
+SETTINGS {written}, max_compress_block_size = 65536
 COMMENT 'One row per position: where it stands; read with FINAL, or through the view open_exposure';
 
 CREATE TABLE IF NOT EXISTS {database}.position_history {on_cluster}
@@ -79,5 +79,5 @@ CREATE TABLE IF NOT EXISTS {database}.position_history {on_cluster}
 )
 ENGINE = {replicated}ReplacingMergeTree(seq)
 ORDER BY (account, position_id, seq, ledger_id)
-SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, max_compress_block_size = 65536
+SETTINGS {written}, max_compress_block_size = 65536
 COMMENT 'Every version of every position, what was known when; read with FINAL';

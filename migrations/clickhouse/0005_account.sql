@@ -24,7 +24,7 @@ CREATE TABLE IF NOT EXISTS {database}.reconciliations {on_cluster}
 )
 ENGINE = {replicated}ReplacingMergeTree(seq)
 ORDER BY (account, seq, ledger_id)
-SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, max_compress_block_size = 65536
+SETTINGS {written}, max_compress_block_size = 65536
 COMMENT 'One row per comparison with the broker; read with FINAL';
 
 CREATE TABLE IF NOT EXISTS {database}.account_snapshots {on_cluster}
@@ -46,5 +46,5 @@ CREATE TABLE IF NOT EXISTS {database}.account_snapshots {on_cluster}
 )
 ENGINE = {replicated}ReplacingMergeTree(seq)
 ORDER BY (account, seq, ledger_id)
-SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, max_compress_block_size = 65536
+SETTINGS {written}, max_compress_block_size = 65536
 COMMENT 'The account as the broker showed it; read with FINAL';
