@@ -36,6 +36,8 @@ CAUSE: Final = Cause(actor="gateway")
 AGAIN_S: Final = 0.25  # between the two looks
 ROUNDS: Final = 4  # deals, then orders, then what no deal explains
 RETRY_S: Final = 1.0
+VIEW_FILE: Final = "view.json"
+FAR_BEHIND: Final = 5_000  # events
 LAST_REPORT: Final = 2_000  # events of the account's stream that are searched for it
 _NETTING: Final = (0, 1)
 _WORKING: Final = (Status.PLACED, Status.PARTIALLY_FILLED)
@@ -58,7 +60,7 @@ class Reconciler:
         self._ledger, self._store, self._query, self._clock = ledger, store, query, clock
         self._settings, self._connection, self._submitter, self._sync = settings, connection, submitter, sync
         self._symbols = Symbols(query)
-        self._view = LedgerView(store)
+        self._view = LedgerView(store, settings.data / VIEW_FILE)
         self._standing: tuple[Difference, ...] = ()
         self._snapshot: SnapshotTaken | None = None
         self._one = asyncio.Lock()
@@ -91,6 +93,9 @@ class Reconciler:
 
     async def run(self, trigger: str, cause: Cause = CAUSE) -> AccountReconciled:
         """The report, once it is durable. Raises TerminalError, LedgerError."""
+        if await self._ledger.tail.head() - self._view.seq > FAR_BEHIND:
+            async with self._one:
+                await self._view.catch_up()  # what takes long keeps nobody from following the account
         async with self._one, self._sync.lock:
             return await self._reconcile(trigger, cause)
 
