@@ -19,6 +19,7 @@ MAX_KEPT: Final = 100_000
 MAX_TICKETS: Final = 5_000
 FIRST_LOOK: Final = 500  # events of the account's stream: the newest DealsFollowed is mostly among them
 _FILLS: Final = frozenset({OrderFilled.topic(), OrderPartiallyFilled.topic(), FillCorrected.topic()})
+_KNOWN_BEFORE_MSC: Final = 60_000  # of an event that does not say it: what every version kept at least
 _EXTERNAL: Final = ExternalDealObserved.topic()
 _SMALLEST_MAGIC: Final = 1 << 40  # ours have 63 bits; a smaller one is nearly always somebody else's
 
@@ -40,12 +41,14 @@ def signature(deal: Deal) -> Signature:
 
 
 class Followed:
-    """`through_msc`: before it nothing is missing. `provisional`: fills known from a
-    result alone, with the broker's time from which their deals may show."""
+    """`through_msc`: before it nothing is missing. `known_from_msc`: the deals in the ledger since then are in `seen`;
+    of an older one that is not ours it cannot be told here whether the ledger has it. `provisional`: fills known from
+    a result alone, with the broker's time from which their deals may show."""
 
     def __init__(self) -> None:
         self.through_msc = 0
         self.created_msc = 0
+        self.known_from_msc = 0
         self.seen: dict[int, Seen] = {}
         self.provisional: dict[int, int] = {}
 
@@ -80,6 +83,7 @@ class Followed:
                 if recorded.topic == DealsFollowed.topic():
                     event: Any = event_of(recorded)
                     self.through_msc = event.through_msc
+                    self.known_from_msc = event.known_from_msc or event.through_msc - _KNOWN_BEFORE_MSC
                     self.seen = dict.fromkeys(event.tickets, Seen(event.through_msc, "", None))
                     return recorded.seq
             if span >= last:
@@ -93,8 +97,8 @@ class Followed:
             return
         self.provisional.pop(fact.deal, None)
         values = (fact.volume, fact.price, fact.commission, fact.swap, fact.fee, fact.profit)
+        # That this deal is known says nothing of those before it: `through_msc` moves by looking alone.
         self.seen[fact.deal] = Seen(fact.broker_time_msc, order_id, values)
-        self.through_msc = max(self.through_msc, fact.broker_time_msc)
 
     def note(self, deal: Deal, order_id: str) -> None:
         """The deal is in the ledger."""
@@ -110,16 +114,28 @@ class Followed:
         seen = self.seen.get(ticket)
         return seen is not None and not seen.order_id
 
+    def may_be_unrecorded(self, deal: Deal) -> bool:
+        """Of a deal that is not ours and not in `seen`."""
+        return deal.time_msc >= self.known_from_msc
+
     def forget_before(self, time_msc: int) -> None:
         """They are not looked at any more."""
         if len(self.seen) > 1_000:
+            self.known_from_msc = max(self.known_from_msc, time_msc)
             self.seen = {ticket: one for ticket, one in self.seen.items() if one.time_msc >= time_msc}
 
     def cursor(self, since_msc: int) -> DealsFollowed:
         """The event to go on from, if deals are looked at again from `since_msc` on. Ours need no mention: an order
         knows its deals."""
-        tickets = [ticket for ticket, one in self.seen.items() if not one.order_id and one.time_msc >= since_msc]
-        return DealsFollowed(through_msc=self.through_msc, tickets=tuple(tickets[-MAX_TICKETS:]))
+        since_msc = max(since_msc, self.known_from_msc)
+        found = sorted(
+            ((one.time_msc, ticket) for ticket, one in self.seen.items() if not one.order_id),
+            reverse=True,
+        )
+        if len(found) > MAX_TICKETS:
+            since_msc = max(since_msc, found[MAX_TICKETS][0] + 1)
+        tickets = tuple(ticket for time_msc, ticket in reversed(found) if time_msc >= since_msc)
+        return DealsFollowed(through_msc=self.through_msc, tickets=tickets, known_from_msc=since_msc)
 
 
 def _recorded_msc(recorded: Recorded) -> int:

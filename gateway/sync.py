@@ -88,7 +88,8 @@ class Sync:
         created = await asyncio.to_thread(self._store.at, 1)
         if created is not None:
             self._followed.begin(created, offset_s)
-        self._saved = (self._followed.through_msc, time.monotonic())
+        # The first look is saved at once: gateways that are killed one after the other must get on.
+        self._saved = (self._followed.through_msc, -SAVE_EVERY_S)
         for order in ledger.open_orders.values():
             self._owners.know(order.order_id, order.order_ticket, order.position_id)
         self._submitter.on_answer = self.answered
@@ -207,7 +208,8 @@ class Sync:
         for deal in news:
             owner = owners[deal.ticket]
             if not owner:
-                await self._external(deal)
+                if self._followed.is_external(deal.ticket) or self._followed.may_be_unrecorded(deal):
+                    await self._external(deal)
             else:
                 by_order.setdefault(owner, []).append(deal)
         for order_id, found in by_order.items():

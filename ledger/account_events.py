@@ -48,10 +48,12 @@ class ExternalDealObserved(Fact, frozen=True, kw_only=True, gc=False, tag="accou
 
 class DealsFollowed(Fact, frozen=True, kw_only=True, gc=False, tag="account.deals_followed"):
     """Where to look for deals after a restart: all that the broker showed before `through_msc` (its clock) are in the
-    ledger before this event. `tickets`: those of them that are looked at again from there on."""
+    ledger before this event. `tickets`: those of them that are looked at again from there on, complete from
+    `known_from_msc` on (0: not said)."""
 
     through_msc: int
     tickets: tuple[int, ...] = ()
+    known_from_msc: int = 0
 
 
 class TradingHalted(Fact, frozen=True, kw_only=True, gc=False, tag="account.halted"):

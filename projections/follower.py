@@ -21,6 +21,7 @@ from ledger.store import EventSource
 
 SEALED: Final = BatchSealed.topic()
 log = structlog.get_logger()
+LOOK_S: Final = 0.05
 FIRST_PAGE: Final = 256
 # What time may heal. TimeoutError and ConnectionError are OSErrors.
 HEALABLE: Final = (OSError, LedgerUnavailable)
@@ -115,6 +116,8 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     max_bytes: int = 8 * 1024 * 1024
     min_interval_s: float = 0.0
     most_lag_s: float = 0.0
+    calm_s: float = 0.0
+    few_events: int = 0
     retry_first_s: float = 0.1
     retry_most_s: float = 30.0
     idle_s: float = 5.0
@@ -258,6 +261,14 @@ class Follower:
             self._slow_s = max(took_s, self._slow_s * 0.95)
             interval_s = max(self._pace.min_interval_s, self._pace.most_lag_s - self._slow_s)
             await self._pause(interval_s - took_s if self._pace.most_lag_s == 0 else interval_s)
+            await self._calm_until(began + self._pace.calm_s)
+
+    async def _calm_until(self, moment: float) -> None:
+        """Waits until then (monotonic), or until enough is waiting to be worth a write."""
+        while (left_s := moment - time.monotonic()) > 0 and not self._stop.is_set():
+            if await self._source.head() - self.progress.position >= self._pace.few_events:
+                return
+            await self._pause(min(LOOK_S, left_s))
 
     async def _take(self) -> bool | None:
         """Writes one batch; None when there is none, else whether more may be waiting behind it."""

@@ -112,7 +112,13 @@ class Projections:
                 past=self._source.streams,
                 migrate_at_start=settings.migrate_at_start,
             )
-            self._add(sink, Pace(min_interval_s=settings.clickhouse_interval_s, most_lag_s=settings.clickhouse_lag_s))
+            pace = Pace(
+                min_interval_s=settings.clickhouse_interval_s,
+                most_lag_s=settings.clickhouse_lag_s,
+                calm_s=settings.clickhouse_calm_s,
+                few_events=settings.clickhouse_few_events,
+            )
+            self._add(sink, pace)
             self._rebuilds = RebuildService(
                 Path(settings.data_dir),
                 lambda hold, advance: Rebuild(

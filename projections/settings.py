@@ -41,6 +41,8 @@ class ProjectionSettings(msgspec.Struct, frozen=True, kw_only=True, omit_default
     stop_s: float = 3.0
     clickhouse_interval_s: float = 0.05
     clickhouse_lag_s: float = 0.2
+    clickhouse_calm_s: float = 1.0
+    clickhouse_few_events: int = 1_000
     audit_interval_s: float = 0.1
     kafka_interval_s: float = 0.05
 

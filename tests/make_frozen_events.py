@@ -369,7 +369,7 @@ _EVENTS: Final[tuple[Event, ...]] = (
         broker_utc_offset_s=7200,
         note="by hand",
     ),
-    DealsFollowed(through_msc=1_772_366_400_123, tickets=(7, 8)),
+    DealsFollowed(through_msc=1_772_366_400_123, tickets=(7, 8), known_from_msc=1_772_366_338_123),
     TradingHalted(source="operator", reason="loss of the day", by="ann", cancel_orders=True),
     TradingResumed(source="operator", reason="checked", by="bob"),
     ControlReceived(

@@ -32,6 +32,7 @@ SETTINGS: Final = {
     "POLL_INTERVAL_S": "0.1",
     "UNRESOLVED_ALERT_S": "5",
     "MAX_ORDER_AGE_S": "30",
+    "SERVICE_PORT": "0",
     "CLICKHOUSE_URL": "off",
     "KAFKA_BROKERS": "off",
     "LOG_LEVEL": "warning",

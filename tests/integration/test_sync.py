@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.deals import Seen
+from gateway.deals import Followed, Seen
 from ledger.account_events import ExternalDealObserved
 from ledger.commands import ResolveOutcome
 from ledger.order import Status
@@ -175,3 +175,24 @@ async def test_trades_by_hand_are_told_once_across_a_restart_however_many_there_
     await desk.restart()
     await desk.open("o-1")
     assert len(await external(desk)) == 1
+
+
+async def test_a_trade_by_hand_is_told_once_when_it_is_looked_back_further_than_is_known(desk: Desk) -> None:
+    desk.window("trade", type="buy", symbol="EURUSD", volume=0.2)
+    [traded] = await external(desk)
+    async with desk.sync.lock:
+        followed = desk.sync._followed
+        followed.seen.clear()  # it was long ago
+        followed.known_from_msc = traded.deal.time_msc + 1
+        followed.provisional[1] = traded.deal.time_msc - 1_000  # and something older is still awaited
+        await desk.sync._poll()
+    assert len(await external(desk)) == 1
+
+
+async def test_a_fill_that_a_result_told_of_says_nothing_of_the_deals_before_it(desk: Desk) -> None:
+    """A gateway that is killed again and again before its first look must not pass by what happened meanwhile."""
+    async with desk.sync.lock:
+        await desk.open("o-1")
+        followed = Followed.read(desk.store, desk.ledger.login, 0)
+    assert followed.seen
+    assert followed.through_msc == 0

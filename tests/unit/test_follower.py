@@ -248,6 +248,38 @@ async def test_retries_wait_longer_each_time_and_the_same_for_the_same_seed() ->
     assert all(low / 2 <= pause <= low for pause, low in zip(first, (1, 2, 4, 8, 8), strict=True))
 
 
+async def test_while_little_is_waiting_a_write_begins_only_now_and_then() -> None:
+    history, sink, first = History().orders(1), ListSink(), asyncio.Event()
+    pace = Pace(calm_s=60, few_events=50, idle_s=0.005)
+    follower = Follower(ListSource(history.records), sink, pace, on_change=lambda now: now.batches and first.set())
+    run = asyncio.create_task(follower.run())
+    await asyncio.wait_for(first.wait(), 5)  # the first event of a quiet ledger is written at once
+    history.orders(2)
+    follower.stop()
+    await run
+    assert sink.held == history.records
+    assert len(sink.batches) == 2
+
+
+async def test_what_is_worth_a_write_is_written_without_waiting() -> None:
+    history, sink = History().orders(1), ListSink()
+    first, second = asyncio.Event(), asyncio.Event()
+
+    def changed(now: Progress) -> None:
+        if now.batches:
+            (first if now.batches == 1 else second).set()
+
+    pace = Pace(calm_s=60, few_events=50, idle_s=0.005)
+    follower = Follower(ListSource(history.records), sink, pace, on_change=changed)
+    run = asyncio.create_task(follower.run())
+    await asyncio.wait_for(first.wait(), 5)
+    history.orders(40)
+    await asyncio.wait_for(second.wait(), 5)
+    assert sink.held == history.records
+    follower.stop()
+    await run
+
+
 async def test_a_quiet_ledger_is_written_in_paced_batches() -> None:
     history, sink = History().orders(1), ListSink()
     follower = Follower(ListSource(history.records), sink, Pace(min_interval_s=0.05, idle_s=0.005))
