@@ -39,6 +39,7 @@ format: $(STAMP)
 docs: $(STAMP)
 	@$(BIN)/python -m tests.make_docs
 	@$(BIN)/python -m tests.make_settings_page
+	@$(BIN)/python -m tests.make_schema_page
 	@$(BIN)/python -m tests.make_asyncapi
 
 mutate: $(STAMP)

@@ -208,6 +208,7 @@ class SqlitePlace:
     def __init__(self, folder: Path) -> None:
         self._path = folder / "bench.db"
         self.version = f"SQLite {sqlite3.sqlite_version}"
+        self.url = f"sqlite:///{self._path}"
 
     def fresh(self) -> EventStore:
         for left in self._path.parent.glob(f"{self._path.name}*"):
@@ -215,7 +216,7 @@ class SqlitePlace:
         return self.again()
 
     def again(self) -> EventStore:
-        return open_store(f"sqlite:///{self._path}")
+        return open_store(self.url)
 
     def commit_cost(self) -> None:
         return None

@@ -424,6 +424,31 @@ async def _live(ledger: Ledger, lives: int, meter: Meter) -> None:
         meter.step(len(numbers) * LIFE_EVENTS)
 
 
+async def live_at(
+    store: EventStore, orders_per_s: float, seconds: float, committed: Callable[[], None], meter: Meter
+) -> None:
+    """Adds whole lives, so many a second, and closes the ledger. `committed` is called behind each commit."""
+    ledger = await _open(store)
+    ledger.tail.on_commit(committed)
+    loop = asyncio.get_running_loop()
+    began, number, orders = loop.time(), 0, int(orders_per_s * seconds)
+    try:
+        while number < orders:
+            due = min(int((loop.time() - began) * orders_per_s) + 1, orders)
+            await ledger.load(())
+            meter.step(due - number)
+            last = None
+            while number < due:
+                number += 1
+                order_id = _order_id(ledger, number * _SCATTER)
+                last = [_execute(ledger, order_id, commands) for commands in _steps(order_id, number)][-1]
+            if last is not None:
+                await last.durable
+            await asyncio.sleep(max(0.0, began + number / orders_per_s - loop.time()))
+    finally:
+        await ledger.close()
+
+
 async def _opened(store: EventStore) -> float:
     """The seconds of one start, after which nothing is changed."""
     severable = _Severable(store)

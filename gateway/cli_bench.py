@@ -251,3 +251,58 @@ def _print_terminal(result: "TerminalResult") -> None:
         style="dim",
         soft_wrap=True,
     )
+
+
+@bench.command()
+@click.option(
+    "--events",
+    type=click.IntRange(1_000, 100_000_000),
+    default=1_000_000,
+    show_default=True,
+    help="Size of the ledger that is projected.",
+)
+@click.option("--kafka", metavar="BROKERS", default="", help="Mirror it to these brokers too, into a topic that stays.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, 100_000),
+    default=1_000.0,
+    show_default=True,
+    help="Orders a second for the live lag; 0: none.",
+)
+@click.option(
+    "--seconds", type=click.FloatRange(0.5, 3600), default=20.0, show_default=True, help="Time for the live lag."
+)
+@click.option(
+    "--data",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where to work: the disk to measure (default: temporary files).",
+)
+@json_option
+def projections(events: int, kafka: str, rate: float, seconds: float, data: Path | None, as_json: bool) -> None:
+    """How fast ClickHouse, audit files and Kafka are filled, and how late live events are in ClickHouse."""
+    from gateway.bench import Meter
+    from gateway.bench_projections import Plan, bench_projections
+
+    plan = Plan(
+        events=events, kafka=kafka, orders_per_s=rate, seconds=seconds, folder=data.absolute() if data else None
+    )
+    with failures(), Meter(shown=not as_json) as meter:
+        found = bench_projections(plan, meter)
+    if as_json:
+        import msgspec
+
+        print_json(msgspec.to_builtins(found))
+        return
+    for one in found.sinks:
+        click.echo(
+            f"{one.sink}: {one.events:,} events in {one.seconds:.1f} s, {one.events_per_s:,} events/s, "
+            f"{one.cpu_us_per_event} us CPU per event, peak memory {one.peak_mb:.0f} MB"
+        )
+    if found.live is not None:
+        live = found.live
+        click.echo(
+            f"live at {found.orders_per_s:g} orders/s: {live.events:,} events, lag p50 {live.p50_ms} ms, "
+            f"p99 {live.p99_ms} ms, most {live.most_ms} ms, {live.cpu_us_per_event} us CPU per event, "
+            f"peak memory {live.peak_mb:.0f} MB"
+        )

@@ -67,11 +67,11 @@ async def mirror(store: EventStore, sink: Sink, pace: Pace, watch: Callable[[int
         seconds=round(took_s, 3),
         events_per_s=round(found.events / took_s),
         cpu_us_per_event=round(cpu_s / max(found.events, 1) * 1e6, 1),
-        peak_mb=round(_peak_mb(), 1),
+        peak_mb=round(peak_mb(), 1),
     )
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
     """0 where the system does not tell (Windows)."""
     with contextlib.suppress(ImportError):
         import resource

@@ -61,6 +61,11 @@ class History:
             self.commit(todo[start : start + per_commit])
         return self
 
+    def order(self) -> "History":
+        """Adds one order that is like no other so far."""
+        self.commit(self._order(len(self.records)))
+        return self
+
     def _order(self, number: int) -> Sequence[tuple[str, Event]]:
         order_id = f"ord_{len(self.records)}_{number}"
         stream = order_stream(order_id)

@@ -1,8 +1,8 @@
 """A process that fills a sink and kills itself, kill -9, at one step of its writing.
 
-`python -m tests.killed_sink audit|kafka LEDGER PLACE STEP`: the ledger is a SQLite file; PLACE is a folder, or brokers
-and two topics with commas between. Steps are counted from 1 over the whole run; exit code 0 means that there were
-fewer. Without a step (0) it runs to the end. What it was about to do, or had done, is printed.
+`python -m tests.killed_sink audit|clickhouse|kafka LEDGER PLACE STEP`: the ledger is a SQLite file; PLACE is a folder,
+or brokers and two topics with commas between. Steps are counted from 1 over the whole run; exit code 0 means that there
+were fewer. Without a step (0) it runs to the end. What it was about to do, or had done, is printed.
 """
 
 import asyncio
@@ -19,8 +19,9 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.producer.sender import EndTxnHandler, SendProduceReqHandler
 
 from ledger.events import LedgerCreated, event_of
-from ledger.store import open_file
+from ledger.store import EventStore, open_file
 from projections import audit_files
+from projections.clickhouse import ClickHouseSink, Target, connect
 from projections.follower import Pace, Sink
 from projections.kafka import KafkaSink
 from projections.measure import mirror
@@ -87,6 +88,33 @@ def kafka_sink(place: str, ledger_id: str) -> Sink:
     return KafkaSink(brokers, ledger_id, topic=topic, seals_topic=seals_topic)
 
 
+class Stepping:
+    """A client of ClickHouse whose inserts are steps."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def raw_insert(self, table: str, *arguments: Any, **named: Any) -> Any:
+        shown = table.rpartition(".")[2]
+        step(f"before {shown}")
+        self._client.raw_insert(table, *arguments, **named)
+        step(f"behind {shown}")
+
+
+def clickhouse_sink(place: str, ledger_id: str, store: EventStore) -> Sink:
+    target = Target(path=place)
+    return ClickHouseSink(target, ledger_id, past=store.streams, client=lambda: Stepping(connect(target)))  # type: ignore[arg-type,return-value]  # all of a client is there
+
+
+def sink_of(kind: str, place: str, ledger_id: str, store: EventStore) -> Sink:
+    if kind == "audit":
+        return audit_sink(place)
+    return kafka_sink(place, ledger_id) if kind == "kafka" else clickhouse_sink(place, ledger_id, store)
+
+
 def main(kind: str, ledger: str, place: str, deadly: str) -> None:
     global _deadly
     _deadly = int(deadly)
@@ -96,8 +124,7 @@ def main(kind: str, ledger: str, place: str, deadly: str) -> None:
     assert first is not None
     created = event_of(first)
     assert isinstance(created, LedgerCreated)
-    sink = audit_sink(place) if kind == "audit" else kafka_sink(place, created.ledger_id)
-    asyncio.run(mirror(store, sink, BATCH))
+    asyncio.run(mirror(store, sink_of(kind, place, created.ledger_id, store), BATCH))
 
 
 if __name__ == "__main__":

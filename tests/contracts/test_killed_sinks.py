@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from ledger.store import create_file
+from ledger.events import LedgerCreated, event_of
+from ledger.store import create_file, open_file
 from projections.audit_files import read_audit
+from projections.clickhouse import Target, connect
+from projections.digest import agree_tables
 from projections.kafka_log import KafkaLog
 from tests.engine import fresh_database
 from tests.history import History
@@ -52,6 +55,32 @@ def test_audit_files_hold_the_ledger_once_after_a_kill_at_every_step(
     assert not run("audit", ledger, str(folder))
     assert list(read_audit(folder)) == history.records
     assert (folder / "seals.jsonl").read_bytes().splitlines(keepends=True) == heads_in(history.records)
+
+
+def test_clickhouse_holds_the_ledger_once_after_a_kill_at_every_step(
+    tmp_path: Path, ledger: Path, history: History
+) -> None:
+    folder, seen = tmp_path / "clickhouse", []
+    for step in range(1, 11):
+        seen.append(run("clickhouse", ledger, str(folder), step))
+    tables = ("executions", "orders", "position_history", "positions", "order_events")
+    assert seen == [f"{when} {table}" for table in tables for when in ("before", "behind")]
+    assert not run("clickhouse", ledger, str(folder))
+    checked = "from tests.contracts.test_killed_sinks import differing; differing()"
+    done = subprocess.run(  # one process opens one folder, and this one has another
+        [sys.executable, "-c", checked, str(ledger), str(folder)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, f"{len(history.records)} []\n"), done.stderr
+
+
+def differing() -> None:
+    """Prints how many events a ledger has, and the tables in a folder that are not what it gives."""
+    store = open_file(Path(sys.argv[1]))
+    with connect(Target(path=sys.argv[2])) as client:
+        created = event_of(next(iter(store.scan())))
+        assert isinstance(created, LedgerCreated)
+        found = agree_tables(store.scan(), store.streams, client, "suho_analytics", created.ledger_id)
+        print(found[0].seq, [one.table for one in found if not one.ok])
 
 
 def test_kafka_holds_the_ledger_once_after_a_kill_at_every_step(ledger: Path, history: History) -> None:

@@ -201,3 +201,13 @@ def test_people_get_a_table_of_the_terminals_calls():
     assert done.returncode == 0, done.stderr
     for told in ("a bare hop", "order_check", "through the child", "requests/s"):
         assert told in done.stdout
+
+
+def test_it_tells_how_fast_projections_are_made_and_how_late_live_ones_are(tmp_path):
+    quick = ("--events", "2000", "--rate", "200", "--seconds", "0.5")
+    done = run_cli("bench", "projections", *quick, "--json", "--data", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    found = orjson.loads(done.stdout)
+    assert [(one["sink"], one["events"] >= 2000) for one in found["sinks"]] == [("clickhouse", True), ("audit", True)]
+    assert min(found["live"]["events"] // 500, found["live"]["p99_ms"], found["live"]["peak_mb"]) > 0
+    assert list(tmp_path.iterdir()) == []

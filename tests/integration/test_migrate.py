@@ -11,6 +11,7 @@ from projections.follower import SinkRefused
 from projections.migrate import FOLDER, Place, check, load, plan
 from projections.migrate import migrate as run
 from projections.tables import TABLES, Table
+from tests import make_schema_page
 from tests.engine import engine_path, fresh_database
 
 
@@ -151,3 +152,8 @@ def test_no_table_is_partitioned_or_expires(client: Any, database: str) -> None:
         parameters={"db": database},
     ).result_rows
     assert all(not partition and "TTL" not in sql for _, partition, sql in rows)
+
+
+def test_the_page_of_the_schema_is_what_the_database_has(client: Any, database: str) -> None:
+    migrate(client, database)
+    assert make_schema_page.PAGE.read_text() == make_schema_page.page(client, database), "run `make docs`"

@@ -1,0 +1,144 @@
+"""One measurement of `order-ledger bench projections`, in a process of its own, so that its memory is its own.
+
+`python -m projections.bench_child rebuild|audit|kafka|live LEDGER_URL FOLDER [BROKERS]` prints one line of JSON. `live`
+follows as the service does, until its stdin ends; each byte there says that there may be more.
+"""
+
+import asyncio
+import os
+import sys
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from ledger.events import LedgerCreated, event_of
+from ledger.store import EventStore, open_store
+from projections.audit_files import AuditFilesSink
+from projections.clickhouse import ClickHouseSink, Target
+from projections.follower import Batch, Follower, Pace, Position, Sink
+from projections.measure import Mirrored, mirror, peak_mb
+from projections.rebuild import rebuild_alone
+from projections.settings import ProjectionSettings
+from projections.source import StoreSource
+
+DATABASE: Final = "bench"
+
+
+class Live(msgspec.Struct, frozen=True, kw_only=True):
+    """How old events were when ClickHouse had them, ms. `cpu_us_per_event` is of the whole process with its engine."""
+
+    events: int
+    batches: int
+    p50_ms: float
+    p99_ms: float
+    most_ms: float
+    cpu_us_per_event: float
+    peak_mb: float
+
+
+class _Timed(ClickHouseSink):
+    """Notes how old each event is when its batch is there."""
+
+    def __init__(self, target: Target, ledger_id: str, store: EventStore) -> None:
+        super().__init__(target, ledger_id, database=DATABASE, past=store.streams)
+        self.ages: list[float] = []
+
+    async def write(self, batch: Batch) -> None:
+        await super().write(batch)
+        now = datetime.now(UTC)
+        self.ages += [(now - one.recorded_at).total_seconds() * 1e3 for one in batch.envelopes]
+
+    async def position(self) -> Position | None:
+        self.ages.clear()
+        return await super().position()
+
+
+def _tell(line: bytes) -> None:
+    sys.stdout.buffer.write(line)
+    sys.stdout.buffer.flush()
+
+
+def rebuilt(store: EventStore, folder: Path, ledger_id: str) -> Mirrored:
+    target = Target(path=str(folder / "clickhouse"))
+    asyncio.run(_prepare(ClickHouseSink(target, ledger_id, database=DATABASE)))
+    began, cpu = time.perf_counter(), time.process_time()
+    found = rebuild_alone(store, target, ledger_id, database=DATABASE)
+    took_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu
+    return Mirrored(
+        sink="clickhouse",
+        events=found.seq,
+        batches=0,
+        seconds=round(took_s, 3),
+        events_per_s=round(found.seq / took_s),
+        cpu_us_per_event=round(cpu_s / found.seq * 1e6, 1),
+        peak_mb=round(peak_mb(), 1),
+    )
+
+
+async def _prepare(sink: Sink) -> None:
+    await sink.open()
+    await sink.close()
+
+
+async def followed(store: EventStore, folder: Path, ledger_id: str) -> Live:
+    settings = ProjectionSettings(ledger_url="", data_dir="")
+    pace = Pace(
+        min_interval_s=settings.clickhouse_interval_s,
+        most_lag_s=settings.clickhouse_lag_s,
+        calm_s=settings.clickhouse_calm_s,
+        few_events=settings.clickhouse_few_events,
+    )
+    source, sink = StoreSource(store), _Timed(Target(path=str(folder / "live")), ledger_id, store)
+    follower = Follower(source, sink, pace)
+    await follower.start(10)
+    _tell(b"ready\n")
+    loop, cpu = asyncio.get_running_loop(), time.process_time()
+
+    def listen() -> None:
+        while os.read(0, 65536):
+            loop.call_soon_threadsafe(source.wake)
+        loop.call_soon_threadsafe(follower.stop)
+
+    threading.Thread(target=listen, daemon=True).start()
+    await follower.run()
+    cpu_s = time.process_time() - cpu
+    await sink.close()
+    source.close()
+    ages = sorted(sink.ages)
+    return Live(
+        events=len(ages),
+        batches=follower.progress.batches,
+        p50_ms=round(ages[len(ages) // 2], 1),
+        p99_ms=round(ages[int(len(ages) * 0.99)], 1),
+        most_ms=round(ages[-1], 1),
+        cpu_us_per_event=round(cpu_s / len(ages) * 1e6, 1),
+        peak_mb=round(peak_mb(), 1),
+    )
+
+
+def measured(kind: str, url: str, folder: Path, brokers: str) -> Mirrored | Live:
+    store = open_store(url, readonly=True)
+    first = store.at(1)
+    created = event_of(first) if first is not None else None
+    if not isinstance(created, LedgerCreated):
+        raise SystemExit(f"no ledger in {url}")
+    if kind == "rebuild":
+        return rebuilt(store, folder, created.ledger_id)
+    if kind == "live":
+        return asyncio.run(followed(store, folder, created.ledger_id))
+    if kind == "audit":
+        return asyncio.run(mirror(store, AuditFilesSink(folder / "audit"), Pace()))
+    from projections.kafka import KafkaSink
+
+    return asyncio.run(mirror(store, KafkaSink(brokers, created.ledger_id, topic=folder.name), Pace()))
+
+
+if __name__ == "__main__":
+    for unused in ("pandas", "pyarrow", "numpy"):  # as in the service
+        sys.modules.setdefault(unused, None)  # type: ignore[arg-type]  # None makes the import fail, as documented
+    result = measured(sys.argv[1], sys.argv[2], Path(sys.argv[3]), "".join(sys.argv[4:5]))
+    _tell(msgspec.json.encode(result) + b"\n")

@@ -1,0 +1,181 @@
+"""The tables are built again beside the ones in use, compared with them and exchanged, while projection goes on."""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ledger.store import create_file
+from projections import request
+from projections.clickhouse import ClickHouseSink, Target, connect
+from projections.digest import agree_tables, batches_of
+from projections.rebuild import SUFFIX, Rebuild, Rebuilt, Stopped
+from projections.request import Request, Status
+from projections.tables import TABLES
+from tests.engine import engine_path, fresh_database
+from tests.history import History, past_of
+from tests.projection_process import ProjectionProcess, stored
+
+TARGET = Target(path=engine_path())
+
+
+class Place:
+    """A ledger, its tables in use, and rebuilds of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.history, self.database = History(), fresh_database()
+        self.store = create_file(folder / "ledger.db")
+        self.written, self.is_held = 0, False
+        self.store.insert(self.history.records)
+        self.sink = ClickHouseSink(TARGET, self.history.ledger_id, database=self.database, past=self.store.streams)
+
+    async def trade(self, orders: int) -> None:
+        """More events, in the ledger and in the tables in use."""
+        self.commit(orders)
+        await self.project()
+
+    def commit(self, orders: int) -> None:
+        before = len(self.history.records)
+        for _ in range(orders):
+            self.history.order()
+        self.store.insert(self.history.records[before:])
+
+    async def project(self) -> None:
+        await self.sink.call(self._take)
+
+    def _take(self) -> None:
+        for batch in batches_of(self.history.records[self.written :], 64):
+            self.sink._write(batch)
+        self.written = len(self.history.records)
+
+    def rebuild(self, advance: Any = lambda done, of: True, *, exchange: bool = True) -> Rebuilt:
+        def hold(work: Any) -> None:
+            self.is_held = True
+            work()
+            self.is_held = False
+
+        found = Rebuild(self.store, TARGET, self.history.ledger_id, database=self.database, hold=hold, advance=advance)
+        return found.run(exchange=exchange)
+
+    def query(self, sql: str) -> Any:
+        with connect(TARGET) as client:
+            return client.query(sql.replace("{db}", self.database)).result_rows
+
+    def differing(self) -> list[str]:
+        records = self.history.records
+        with connect(TARGET) as client:
+            found = agree_tables(records, past_of(records), client, self.database, self.history.ledger_id)
+        return [one.table for one in found if not one.ok]
+
+    def left_over(self) -> list[str]:
+        found = self.query(f"SELECT name FROM system.tables WHERE database = '{{db}}' AND name LIKE '%{SUFFIX}'")
+        return [name for (name,) in found]
+
+
+@pytest.fixture
+async def place(tmp_path: Path) -> Any:
+    found = Place(tmp_path)
+    await found.sink.open()
+    yield found
+    await found.sink.close()
+    found.store.close()
+
+
+async def test_a_rebuild_of_sound_tables_finds_them_identical(place: Place) -> None:
+    await place.trade(40)
+    found = await asyncio.to_thread(place.rebuild)
+    assert (found.same, found.exchanged, found.resumed_at) == (True, True, 0)
+    assert {one.table for one in found.tables} == {table.name for table in TABLES}
+    assert (place.differing(), place.left_over()) == ([], [])
+
+
+async def test_damaged_tables_are_told_and_replaced(place: Place) -> None:
+    await place.trade(40)
+    place.query(
+        "ALTER TABLE {db}.executions UPDATE fill_price = 9 WHERE stream_version = 2 SETTINGS mutations_sync = 2"
+    )
+    assert place.differing() == ["executions"]
+    found = await asyncio.to_thread(place.rebuild)
+    assert [one.table for one in found.tables if not one.same] == ["executions"]
+    assert place.differing() == []
+
+
+async def test_a_check_leaves_the_tables_in_use_as_they_are(place: Place) -> None:
+    await place.trade(10)
+    place.query("ALTER TABLE {db}.orders DELETE WHERE 1 SETTINGS mutations_sync = 2")
+    found = await asyncio.to_thread(lambda: place.rebuild(exchange=False))
+    assert (found.same, found.exchanged) == (False, False)
+    assert (place.differing(), place.left_over()) == (["orders"], [])
+
+
+async def test_an_interrupted_rebuild_goes_on_where_it_stopped(place: Place, monkeypatch: Any) -> None:
+    monkeypatch.setattr("projections.rebuild.BATCH", 50)
+    monkeypatch.setattr("projections.rebuild.NEAR", 0)
+    await place.trade(100)
+    seen: list[int] = []
+
+    def stop_soon(done: int, of: int) -> bool:
+        seen.append(done)
+        return len(seen) < 3
+
+    with pytest.raises(Stopped):
+        await asyncio.to_thread(place.rebuild, stop_soon)
+    assert len(place.left_over()) == len(TABLES)
+    await place.trade(30)
+    found = await asyncio.to_thread(place.rebuild)
+    assert found.resumed_at >= seen[-1] > 0
+    assert found.events == len(place.history.records) - found.resumed_at
+    assert (found.same, place.differing(), place.left_over()) == (True, [], [])
+
+
+async def test_what_comes_while_it_runs_is_in_the_new_tables(place: Place, monkeypatch: Any) -> None:
+    monkeypatch.setattr("projections.rebuild.BATCH", 50)
+    await place.trade(60)
+    loop = asyncio.get_running_loop()
+    rounds = []
+
+    def trade_on(done: int, of: int) -> bool:
+        rounds.append(done)
+        if not place.is_held:
+            asyncio.run_coroutine_threadsafe(place.trade(3), loop).result()
+        return True
+
+    found = await asyncio.to_thread(place.rebuild, trade_on)
+    assert len(rounds) > 3
+    assert found.seq < len(place.history.records)
+    await place.trade(3)
+    assert (found.same, place.differing(), place.left_over()) == (True, [], [])
+
+
+def answer(folder: Path) -> Status:
+    """What came of the request that waits in the folder."""
+    deadline = time.monotonic() + 30
+    while (told := request.status(folder)) is None or told.state == "running":
+        assert time.monotonic() < deadline, told
+        time.sleep(0.05)
+    return told
+
+
+async def test_the_running_projections_rebuild_when_asked(tmp_path: Path) -> None:
+    history = History().orders(50)
+    store = stored(tmp_path, history.records)
+    running = await ProjectionProcess.start(tmp_path)
+    await running.until("ready")
+    request.ask(tmp_path, Request("a"))
+    for _ in range(10):
+        begun = len(history.records)
+        history.order()
+        store.insert(history.records[begun:])
+        running.send(b".")
+        await asyncio.sleep(0.02)
+    told = await asyncio.to_thread(answer, tmp_path)
+    assert told.result is not None
+    assert (told.id, told.state, told.result.same, told.result.exchanged) == ("a", "done", True, True)
+    assert request.asked(tmp_path) is None
+    running.last = {}
+    running.send(b".")
+    await running.until_at(len(history.records))
+    assert await running.stop() == 0
+    store.close()
