@@ -10,6 +10,7 @@ Exit codes: 0 stopped when asked, 1 it could not start, 3 a sink holds what this
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import queue
@@ -146,6 +147,8 @@ class Projections:
                 target[0].path, host=settings.http_host, port=settings.http_port, database=target[1]
             )
             await self._endpoint.start()
+        gc.freeze()  # what is here now stays: later collections need not look at it
+        gc.set_threshold(20_000, 50, 100)
         self._ready = True
         self._reporter.tell(
             "ready",
