@@ -9,15 +9,12 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, cast
 
 import msgspec
 
 from gateway.bench import (
-    LOGIN,
-    SERVER,
     BenchRefused,
     Machine,
     Meter,
@@ -31,27 +28,19 @@ from gateway.bench import (
     sync_cost,
     work_folder,
 )
-from ledger.commands import OrderCommand, ReceiveOrder, RecordAnswer, RecordCheck, StartSend
-from ledger.errors import LedgerDamaged, LedgerError, LedgerFenced
+from gateway.bench_lives import LIFE_EVENTS, execute, fill, live, numbers_of, open_ledger, order_id_of, received, steps
+from ledger.errors import LedgerDamaged, LedgerFenced
 from ledger.events import Recorded, decode
-from ledger.intake import read_order
 from ledger.seal import verify
 from ledger.store import PAGE, EventStore
-from ledger.trade import ACTION_DEAL, CheckResult, Deal, TradeRequest, TradeResult
-from ledger.values import comment_of, magic_of
-from ledger.writer import CHECKPOINT_EVERY, Cause, Executed, Ledger
+from ledger.writer import CHECKPOINT_EVERY, Ledger
 
 ROUNDS: Final = 3
-LIFE_EVENTS: Final = 5
 MIN_EVENTS: Final = 100
 _LOADED_TOGETHER: Final = 16  # as the service loads the orders of one delivery
-_LIVES_TOGETHER: Final = 100
 _OPEN_AT_MOST: Final = 100
 _READ_AT_MOST: Final = 200_000  # events of one round; the verification reads all there are
 _UNCOVERED_AT_MOST: Final = CHECKPOINT_EVERY - 1_000  # room for the seals
-_SCATTER: Final = 0x9E3779B97F4A7C15 >> 1 | 1  # odd, so that no two numbers meet
-_NUMBERS: Final = 2**63
-_CAUSE: Final = Cause(actor="bench")
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,100 +183,7 @@ def _measure(place: Place, plan: Plan, sync: Spread, meter: Meter) -> StoreResul
     )
 
 
-# --- the life of an order ---------------------------------------------------------------------------------------
-
-
-def _order_id(ledger: Ledger, number: int) -> str:
-    """A name that no start of the same ledger gives twice."""
-    return f"bench-{ledger.epoch}-{number % _NUMBERS:016x}"
-
-
-def _numbers(ids: str) -> Iterator[int]:
-    """What orders are named by: counting up, or in no order, as UUIDs are, which costs a database's index more."""
-    counted = itertools.count(1)
-    return counted if ids == "counting" else (number * _SCATTER % _NUMBERS for number in counted)
-
-
-def _received(order_id: str) -> ReceiveOrder:
-    payload = b'{"order_id":"%s","symbol":"EURUSD","order_type":"buy","volume":0.3,"sl":1.05,"tp":1.11}'
-    return ReceiveOrder(received=read_order(payload % order_id.encode()), age_from=datetime.now(UTC))
-
-
-def _sent(order_id: str) -> tuple[RecordCheck, StartSend]:
-    request = TradeRequest(
-        action=ACTION_DEAL,
-        symbol="EURUSD",
-        volume=Decimal("0.3"),
-        price=Decimal("1.08062"),
-        sl=Decimal("1.05"),
-        tp=Decimal("1.11"),
-        deviation=20,
-        magic=magic_of(order_id, 1),
-        comment=comment_of(order_id, 1),
-    )
-    checked = CheckResult(
-        retcode=0, balance=Decimal(10_000), equity=Decimal(10_000), margin=Decimal("4.32"), comment="Done"
-    )
-    return RecordCheck(result=checked, passed=True), StartSend(attempt=1, request=request)
-
-
-def _answered(order_id: str, ticket: int) -> RecordAnswer:
-    volume, price = Decimal("0.3"), Decimal("1.08062")
-    deal = Deal(
-        ticket=ticket,
-        order=ticket,
-        time_msc=1_772_373_600_123,
-        magic=magic_of(order_id, 1),
-        position_id=ticket,
-        volume=volume,
-        price=price,
-        commission=Decimal("-1.05"),
-        symbol="EURUSD",
-        comment=comment_of(order_id, 1),
-    )
-    return RecordAnswer(
-        attempt=1,
-        result=TradeResult(retcode=10009, deal=ticket, order=ticket, volume=volume, price=price, comment="Done"),
-        retcode_name="TRADE_RETCODE_DONE",
-        verdict="success",
-        description="the request was completed",
-        latency_s=Decimal("0.0016"),
-        deals=(deal,),
-        point=Decimal("0.00001"),
-        broker_utc_offset_s=7200,
-    )
-
-
-def _steps(order_id: str, ticket: int) -> Iterator[tuple[OrderCommand, ...]]:
-    """The commands of a life; what stands together becomes durable together."""
-    yield (_received(order_id),)
-    yield _sent(order_id)
-    yield (_answered(order_id, ticket),)
-
-
-def _execute(ledger: Ledger, order_id: str, commands: Sequence[OrderCommand]) -> Executed:
-    """Gives the commands at once; the last one's future says when all of them are durable."""
-    for command in commands[:-1]:
-        ledger.execute(order_id, command, _CAUSE, soon=True)
-    return ledger.execute(order_id, commands[-1], _CAUSE)
-
-
 # --- writing ----------------------------------------------------------------------------------------------------
-
-
-async def _open(store: EventStore) -> Ledger:
-    """The writer; whoever gets it closes it. Interrupted or failed, neither lock nor connection is left open."""
-    opening = asyncio.ensure_future(
-        Ledger.open(store, login=LOGIN, server=SERVER, clock=lambda: datetime.now(UTC), build="bench")
-    )
-    try:
-        return await asyncio.shield(opening)
-    except asyncio.CancelledError:
-        await (await opening).close()
-        raise
-    except LedgerError:
-        store.close()
-        raise
 
 
 class _Round:
@@ -311,8 +207,8 @@ class _Commits:
 
 
 async def _write(store: EventStore, producers: int, round_s: float, ids: str, meter: Meter) -> Writing:
-    ledger = await _open(store)
-    numbers, commits = _numbers(ids), _Commits(ledger)
+    ledger = await open_ledger(store)
+    numbers, commits = numbers_of(ids), _Commits(ledger)
     rounds = []
     try:
         for _ in range(ROUNDS + 1):
@@ -348,13 +244,13 @@ async def _produce(ledger: Ledger, until: float, numbers: Iterator[int], found: 
     first, so that the producers do not all load at the same moment for ever, as deliveries do not."""
     together = first
     while True:
-        lives = {_order_id(ledger, number): number for number in itertools.islice(numbers, together)}
+        lives = {order_id_of(ledger, number): number for number in itertools.islice(numbers, together)}
         together = _LOADED_TOGETHER
         await ledger.load(lives)
         for order_id, number in lives.items():
-            for commands in _steps(order_id, number):
+            for commands in steps(order_id, number):
                 began = time.perf_counter()
-                await _execute(ledger, order_id, commands).durable
+                await execute(ledger, order_id, commands).durable
                 found.waits.append(time.perf_counter() - began)
             found.events += LIFE_EVENTS
             if time.perf_counter() >= until:
@@ -388,64 +284,16 @@ class _Severable:
         return getattr(self._store, name)
 
 
-async def fill(store: EventStore, events: int, meter: Meter) -> float:
-    """Adds whole lives, about `events` of them, and closes the ledger; the seconds it took."""
-    began = time.perf_counter()
-    ledger = await _open(store)
-    try:
-        await _live(ledger, events // LIFE_EVENTS, meter)
-    finally:
-        await ledger.close()
-    return time.perf_counter() - began
-
-
 async def _lose(store: EventStore, events: int, left_open: int, meter: Meter) -> None:
     """Adds whole lives and orders that have not ended; then the writer is lost, without a last checkpoint."""
     severable = _Severable(store)
-    ledger = await _open(cast(EventStore, severable))
+    ledger = await open_ledger(cast(EventStore, severable))
     try:
-        await _live(ledger, events // LIFE_EVENTS, meter)
-        orders = [_order_id(ledger, -number) for number in range(1, left_open + 1)]
-        await asyncio.gather(*[_execute(ledger, one, (_received(one),)).durable for one in orders])
+        await live(ledger, events // LIFE_EVENTS, meter)
+        orders = [order_id_of(ledger, -number) for number in range(1, left_open + 1)]
+        await asyncio.gather(*[execute(ledger, one, (received(one),)).durable for one in orders])
     finally:
         severable.sever()
-        await ledger.close()
-
-
-async def _live(ledger: Ledger, lives: int, meter: Meter) -> None:
-    """Lives in bulk: only every hundredth is waited for."""
-    for start in range(1, lives + 1, _LIVES_TOGETHER):
-        numbers = range(start, min(start + _LIVES_TOGETHER, lives + 1))
-        await ledger.load(())  # lets it forget orders that have ended
-        for number in numbers:
-            order_id = _order_id(ledger, number * _SCATTER)
-            last = [_execute(ledger, order_id, commands) for commands in _steps(order_id, number)][-1]
-        await last.durable
-        meter.step(len(numbers) * LIFE_EVENTS)
-
-
-async def live_at(
-    store: EventStore, orders_per_s: float, seconds: float, committed: Callable[[], None], meter: Meter
-) -> None:
-    """Adds whole lives, so many a second, and closes the ledger. `committed` is called behind each commit."""
-    ledger = await _open(store)
-    ledger.tail.on_commit(committed)
-    loop = asyncio.get_running_loop()
-    began, number, orders = loop.time(), 0, int(orders_per_s * seconds)
-    try:
-        while number < orders:
-            due = min(int((loop.time() - began) * orders_per_s) + 1, orders)
-            await ledger.load(())
-            meter.step(due - number)
-            last = None
-            while number < due:
-                number += 1
-                order_id = _order_id(ledger, number * _SCATTER)
-                last = [_execute(ledger, order_id, commands) for commands in _steps(order_id, number)][-1]
-            if last is not None:
-                await last.durable
-            await asyncio.sleep(max(0.0, began + number / orders_per_s - loop.time()))
-    finally:
         await ledger.close()
 
 
@@ -453,7 +301,7 @@ async def _opened(store: EventStore) -> float:
     """The seconds of one start, after which nothing is changed."""
     severable = _Severable(store)
     began = time.perf_counter()
-    ledger = await _open(cast(EventStore, severable))
+    ledger = await open_ledger(cast(EventStore, severable))
     took_s = time.perf_counter() - began
     severable.sever()
     await ledger.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from gateway.bench import BenchRefused, Machine, Meter, SqlitePlace, machine, work_folder
-from gateway.bench_ledger import fill, live_at
+from gateway.bench_lives import fill, live_at
 from projections.bench_child import Live
 from projections.measure import Mirrored
 

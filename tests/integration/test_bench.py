@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from gateway.bench import Meter, SqlitePlace, work_folder
-from gateway.bench_ledger import fill
+from gateway.bench_lives import fill
 from ledger.seal import verify
 from ledger.store import open_store
 from tests.history import History
