@@ -53,6 +53,7 @@ log = structlog.get_logger()
 
 BUILD: Final = version("order-ledger")
 OUTBOX_OPEN_S: Final = 10.0
+OUTBOX_RETRY_S: Final = 2.0  # senders wait for the news: no longer than that after NATS is back
 PROJECTIONS_READY_S: Final = 20.0
 STOP_SENDS_S: Final = 1.5
 STOP_NEWS_S: Final = 1.0
@@ -322,7 +323,7 @@ class Service:
             on_failure=ledger.tail.wake,
             shared=self._settings.nats_news == "shared",
         )
-        follower = Follower(Lingering(ledger.tail), outbox, Pace(max_events=2048))
+        follower = Follower(Lingering(ledger.tail), outbox, Pace(max_events=2048, retry_most_s=OUTBOX_RETRY_S))
         try:
             await follower.start(OUTBOX_OPEN_S)
         except SinkAhead as ahead:

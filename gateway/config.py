@@ -217,7 +217,7 @@ def _toml(
     path = Path(named).expanduser() if named else data / CONFIG_FILE
     try:
         return tomllib.loads(path.read_bytes().decode())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if named:
             problems.append(f"the configuration file {path} does not exist")
     except (OSError, ValueError, RecursionError) as error:

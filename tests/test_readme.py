@@ -74,6 +74,8 @@ def test_the_commands_of_the_tour_work_one_after_the_other(tour):
         "halt",
         "query",
         "resume",
+        "reconcile",
+        "doctor",
         "backup",
         "restore",
         "restore",

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from gateway.chaos.clients import Clients, Requests
-from gateway.chaos.judge import judge
+from gateway.chaos.judge import judge, news_have_ended
 from gateway.chaos.watch import Watch
 from gateway.chaos.world import World
 from gateway.simulated.window import ask
@@ -30,6 +30,7 @@ FAULTS: Final = (
 )
 WITHIN_S: Final = 1.0  # for the event that a kill waits for
 CALM_S: Final = 120.0  # for everything to end after the last kill
+NEWS_PAUSE_S: Final = 5.0  # longer than the outbox waits between two attempts
 NEWEST: Final = 500  # orders that later requests may act on
 BURST: Final = (4, 14)
 ANSWERS: Final = ("order.broker_answered", "order.outcome_resolved")
@@ -156,6 +157,7 @@ class _Campaign:
             async with asyncio.timeout(CALM_S):
                 await self.clients.settled()
                 await self._calm()
+                await news_have_ended(world, NEWS_PAUSE_S)
         world.note_if_ended()
         await world.stop_gateway()
         problems, found = await judge(world, watch, self.clients.accepted)

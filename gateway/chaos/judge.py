@@ -177,6 +177,21 @@ async def _heard(world: World, expected: set[str]) -> list[tuple[str, str, int]]
         await connection.close()
 
 
+async def news_have_ended(world: World, pause_s: float) -> None:
+    """Returns when no news went out for `pause_s`."""
+    connection = await nats.connect(world.nats_url)
+    try:
+        js = connection.jetstream()
+        last, since = -1, time.monotonic()
+        while time.monotonic() - since < pause_s:
+            found = [one.state for one in await js.streams_info() if (one.config.name or "").startswith("BROKER-")]
+            if found and found[0].last_seq != last:
+                last, since = found[0].last_seq, time.monotonic()
+            await asyncio.sleep(0.2)
+    finally:
+        await connection.close()
+
+
 def _named(what: str, which: Any) -> Problems:
     """One line of them, none for none."""
     names = sorted(str(one) for one in which)

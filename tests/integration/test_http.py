@@ -9,7 +9,7 @@ from gateway.config import ConfigurationError, load
 from gateway.embedded import StartFailed
 from gateway.http import MAX_CONNECTIONS
 from gateway.http_guard import FAILURES_ALLOWED
-from tests.http_server import AUDITOR, TOKENS, http_server
+from tests.http_server import AUDITOR, OPERATOR, TOKENS, http_server
 from tests.ledgers import clock, write_ledger
 
 READ = ["/api/v1/orders", "/api/v1/orders/o-0", "/api/v1/positions", "/api/v1/verification"]
@@ -268,6 +268,7 @@ def test_a_token_that_is_easy_to_guess_is_refused_and_not_shown():
 async def test_a_port_that_is_taken_is_a_clear_error(tmp_path):
     async with http_server(tmp_path) as http:
         port = http.url.rpartition(":")[2]
-        with pytest.raises(StartFailed, match=f"cannot listen on SERVICE_HOST 127.0.0.1, SERVICE_PORT {port}"):
-            async with http_server(tmp_path, SERVICE_PORT=port):
+        taken = {"SERVICE_HOST": "0.0.0.0", "SERVICE_PORT": port, "OPERATOR_TOKENS": OPERATOR}
+        with pytest.raises(StartFailed, match=f"cannot listen on SERVICE_HOST 0.0.0.0, SERVICE_PORT {port}"):
+            async with http_server(tmp_path, **taken):
                 pass
