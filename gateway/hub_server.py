@@ -100,7 +100,7 @@ async def hub_server(
     if nats_url:
         servers = [one.strip() for one in nats_url.split(",")]
         connection = await nats.connect(servers, max_reconnect_attempts=-1, connect_timeout=5)
-    runner = web.AppRunner(application(state, connection, api_key), access_log=None)
+    runner = web.AppRunner(application(state, connection, api_key), access_log=None, shutdown_timeout=1.0)
     try:
         await runner.setup()
         await web.TCPSite(runner, host, port).start()
