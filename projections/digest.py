@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MODULUS: Final = 1 << 256
 BATCH: Final = 8192
-_REPLACED: Final = (ORDERS, EXECUTIONS, POSITIONS)
+REPLACED: Final = (ORDERS, EXECUTIONS, POSITIONS)
 _HELD: Final = (
     "SELECT countIf({version} <= {seq:UInt64}), "
     "sumIf(reinterpretAsUInt256(SHA256({line})), {version} <= {seq:UInt64}), "
@@ -61,7 +61,7 @@ class Expected:
         self._feed = feed
         self._rows = {table.name: 0 for table in TABLES}
         self._sums = {table.name: 0 for table in TABLES}
-        self._last: dict[str, dict[tuple[Any, ...], int]] = {table.name: {} for table in _REPLACED}
+        self._last: dict[str, dict[tuple[Any, ...], int]] = {table.name: {} for table in REPLACED}
         self._places = {table.name: [list(table.columns).index(one) for one in table.key] for table in TABLES}
 
     def take(self, batch: Batch) -> None:

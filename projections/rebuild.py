@@ -3,7 +3,7 @@
 The new set has the suffix `_rebuild`; its own `order_events` tells how far it is, so a rebuild that was interrupted
 goes on there. Reading and folding one batch goes on while the batch before is inserted. Rows that changed since the
 position of the comparison are left out of it on both sides, so the tables in use may go on growing meanwhile. For the
-exchange alone the writer of those tables is held: the new set is taken to where it stands, then each pair of tables
+exchange alone the writer of those tables is held: the new set is taken to where they stand, then each pair of tables
 changes names in one step, and the old ones are dropped.
 """
 
@@ -18,7 +18,7 @@ import msgspec
 from ledger.events import Recorded
 from ledger.store import EventStore
 from projections.clickhouse import ClickHouseSink, Target, connect, recover
-from projections.digest import batches_of, held
+from projections.digest import REPLACED, batches_of, held
 from projections.durable import Mark
 from projections.follower import Position
 from projections.migrate import Place
@@ -106,7 +106,7 @@ class Rebuild:
         try:
             begun = self._prepare(client)
             position = self._fill(begun)
-            compared = self._compare(client, position)
+            compared = self._compare(client, self._common(position))
             if exchange:
                 self._hold(lambda: self._exchange(client))
             self._drop(client)
@@ -192,13 +192,26 @@ class Rebuild:
                 return
             yield one
 
+    def _common(self, position: int) -> int:
+        """Up to where both sets can be compared: the tables in use may be behind the ledger. Read between two of
+        their batches, and of all tables, so that what is missing in one of them is a difference."""
+        found: list[Position | None] = []
+        self._hold(lambda: found.append(self._reader.held("")))
+        in_use = found[0]
+        return min(position, in_use.highest) if in_use is not None else position
+
     def _compare(self, client: "Client", seq: int) -> list[Compared]:
-        """Each table in use against the new one, up to `seq`."""
+        """Each table in use against the new one, up to `seq`; rows that changed since in either are left out."""
         found = []
+        database, ledger_id = self._place.database, self._ledger_id
         for table in TABLES:
-            database, ledger_id = self._place.database, self._ledger_id
             was, changed = held(client, table, database, ledger_id, seq)
-            now, _ = held(client, table, database, ledger_id, seq, SUFFIX, without=changed)
+            now, changed_too = held(client, table, database, ledger_id, seq, SUFFIX)
+            without = {tuple(key) for key in (*changed, *changed_too)} if table in REPLACED else ()
+            if without:
+                keys = sorted(without)
+                was, _ = held(client, table, database, ledger_id, seq, without=keys)
+                now, _ = held(client, table, database, ledger_id, seq, SUFFIX, without=keys)
             found.append(Compared(table=table.name, rows=now.rows, was=was.rows, same=was == now))
         return found
 
@@ -206,9 +219,11 @@ class Rebuild:
         """While nobody writes the tables in use."""
         held_now, new = self._reader.held(""), self._reader.held()
         position = new.seq if new else 0
-        if held_now is not None and held_now.seq > position:
+        head = self._store.head()
+        # By the highest of all that is in use: behind a gap, its position says less than its writer has done.
+        if held_now is not None and held_now.highest > position and head is not None:
             self._reader.forget()
-            self._take(position, held_now.seq)
+            self._take(position, head.seq)
         if self._mark is not None:
             self._mark.set(held_now.seq if held_now else position)  # what the mark says is to be true of the new ones
         for table in TABLES:
