@@ -38,6 +38,7 @@ format: $(STAMP)
 
 docs: $(STAMP)
 	@$(BIN)/python -m tests.make_docs
+	@$(BIN)/python -m tests.make_retcodes_page
 	@$(BIN)/python -m tests.make_settings_page
 	@$(BIN)/python -m tests.make_schema_page
 	@$(BIN)/python -m tests.make_asyncapi

@@ -1,4 +1,4 @@
-"""Writes docs/states.md from the table of states, and docs/retcodes.md: `make docs`.
+"""Writes docs/states.md from the table of states: `make docs`.
 
 Arrows that leave every state of a group are drawn once, from the group; late facts, which may come in nearly every
 state, meet in one point.
@@ -10,7 +10,6 @@ from pathlib import Path
 
 from ledger.order import AT_BROKER, CONCLUDED, IDLE, TRANSITIONS, Status
 from ledger.order_events import FillCorrected
-from tests import make_retcodes_page
 
 PAGE = Path(__file__).parents[1] / "docs" / "states.md"
 
@@ -156,5 +155,4 @@ def page() -> str:
 if __name__ == "__main__":
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page())
-    make_retcodes_page.PAGE.write_text(make_retcodes_page.page())
-    print(PAGE, make_retcodes_page.PAGE)
+    print(PAGE)

@@ -73,3 +73,8 @@ def page() -> str:
             "",
         ]
     )
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
+    print(PAGE)
