@@ -7,6 +7,7 @@ from ledger.order import UNRESOLVED, Status
 from ledger.order_events import (
     AnomalyDetected,
     OrderCancelled,
+    OrderFilled,
     OrderParked,
     OutcomeProbed,
     RequestCompleted,
@@ -14,8 +15,10 @@ from ledger.order_events import (
 from tests.decider import (
     D,
     again,
+    answer,
     broker_order,
     cancel_request,
+    deal,
     evidence,
     filled,
     given,
@@ -61,6 +64,7 @@ def test_a_cancel_of_what_was_never_sent_is_complete(request_):
     done = given(request_).when(CompleteCancel())
     event = done.the(RequestCompleted)
     assert (event.action, event.target_order_id) == ("cancel", done.order.request.target_order_id or "")
+    assert (event.order_ticket, event.position_id) == (0, 0)  # nothing was sent that names one
     assert done.order.status is Status.COMPLETED
 
 
@@ -104,3 +108,8 @@ def test_it_is_alerted_once_for_each_attempt():
     given(*less).when(evidence(**UNDECIDED)).then(OutcomeProbed)
     again_lost = (*lost, evidence(**UNDECIDED), evidence(again=again()), start(2), unknown(2))
     assert given(*again_lost).when(evidence(attempt=2, **UNDECIDED)).the(AnomalyDetected).detail.startswith("attempt 2")
+
+
+def test_a_fill_tells_the_order_its_position():
+    done = given(*sending).when(answer("success", deal(position_id=700)))
+    assert (done.the(OrderFilled).position_id, done.order.position_id) == (700, 700)
