@@ -7,17 +7,15 @@ has the same order id, so that giving it twice does nothing twice.
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from gateway.submit import Submitter
 from ledger.commands import ReceiveOrder
 from ledger.intake import Received, read_order
-from ledger.order import Order, Status
+from ledger.order import WORKING, Order, Status
 from ledger.writer import Cause, Ledger
-
-WORKING: Final = frozenset({Status.PLACED, Status.PARTIALLY_FILLED})
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 

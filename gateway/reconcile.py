@@ -17,6 +17,7 @@ from gateway.broker import Activity, Broker, Target, TerminalError
 from gateway.config import Settings
 from gateway.connection import Connection
 from gateway.guarded import Guard
+from gateway.requests import NETTING_MODES
 from gateway.submit import Submitter
 from gateway.symbols import Symbols
 from gateway.sync import Sync
@@ -24,7 +25,7 @@ from gateway.view import LedgerView
 from ledger.account_events import AccountReconciled, Difference, SnapshotTaken
 from ledger.errors import LedgerError
 from ledger.events import account_stream, event_of
-from ledger.order import Status
+from ledger.order import WORKING
 from ledger.reconcile import ALERT, Brokers, Finding, Ours, differences, policy_of, values_of
 from ledger.store import EventStore
 from ledger.trade import BrokerOrder, Position
@@ -39,8 +40,6 @@ RETRY_S: Final = 1.0
 VIEW_FILE: Final = "view.json"
 FAR_BEHIND: Final = 5_000  # events
 LAST_REPORT: Final = 2_000  # events of the account's stream that are searched for it
-_NETTING: Final = (0, 1)
-_WORKING: Final = (Status.PLACED, Status.PARTIALLY_FILLED)
 
 
 class Reconciler:
@@ -178,11 +177,11 @@ class Reconciler:
             if mine.entry_order_id and stops.get(mine.position_id) != (mine.sl, mine.tp):
                 wanted.add(mine.entry_order_id)
         await self._ledger.load(wanted)
-        orders = {order.order_id: order for order in self._ledger.open_orders.values() if order.status in _WORKING}
+        orders = {order.order_id: order for order in self._ledger.open_orders.values() if order.status in WORKING}
         orders |= {one: order for one in wanted if (order := self._ledger.order(one)) is not None}
         orders = {one: order for one, order in orders.items() if not self._moving(order.order_ticket)}
         shown = {row.ticket for row in activity.orders}
-        gone = [one.order_ticket for one in orders.values() if one.status in _WORKING and one.order_ticket not in shown]
+        gone = [one.order_ticket for one in orders.values() if one.status in WORKING and one.order_ticket not in shown]
         ended = [await self._ended(ticket) for ticket in gone if ticket]
         names = {one.symbol for one in activity.positions} | {deal.symbol for deal in news}
         symbols = {name: await self._symbols.get(name) for name in names if name}
@@ -193,7 +192,7 @@ class Reconciler:
             deals=tuple(news),
             owners=owners,
             points={name: one.point for name, one in symbols.items() if one is not None},
-            netting=self._connection.account.margin_mode in _NETTING,
+            netting=self._connection.account.margin_mode in NETTING_MODES,
             broker_utc_offset_s=self._connection.account.server_utc_offset_s or 0,
         )
         ours = Ours(positions=view.positions, tickets=view.tickets, deals=view.deals, orders=orders)

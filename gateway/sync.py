@@ -31,7 +31,7 @@ from ledger.commands import OrderCommand, RecordAnswer, RecordDeals, RecordModif
 from ledger.errors import LedgerError
 from ledger.events import account_stream
 from ledger.fills import broker_utc
-from ledger.order import Order, Status
+from ledger.order import WORKING, Order, Status
 from ledger.order_events import Fill, OrderModified, RequestCompleted
 from ledger.store import EventStore
 from ledger.trade import BrokerOrder, Deal
@@ -45,7 +45,6 @@ LONG_OVERLAP_S: Final = 60.0  # after a start or a lost connection, beside the d
 SHARE: Final = 20  # by interval, at most one part in so many of the time goes into looking
 TIGHT_SHARE: Final = 4
 SAVE_EVERY_S: Final = 60.0
-_WORKING: Final = frozenset({Status.PLACED, Status.PARTIALLY_FILLED})
 _REASONS: Final = {4: "stop loss", 5: "take profit", 6: "stop out", 7: "rollover", 8: "variation margin", 9: "split"}
 
 
@@ -112,11 +111,11 @@ class Sync:
         """An answer was recorded: what is in the ledger by it need not be looked for."""
         order = executed.order
         status = order.status
-        self._owners.know(order.order_id, order.order_ticket if status in _WORKING else 0, order.position_id)
+        self._owners.know(order.order_id, order.order_ticket if status in WORKING else 0, order.position_id)
         if isinstance(command, RecordAnswer):
             for deal in command.deals:
                 self._followed.note(deal, order.order_id)
-        awaited = status in _WORKING
+        awaited = status in WORKING
         for event in executed.events:
             if isinstance(event, Fill) and event.provisional:
                 self._followed.provisional[event.deal] = self._server_msc() - 1_000
@@ -176,7 +175,7 @@ class Sync:
             self._tight += 1
 
     async def _poll(self) -> None:
-        working = [order for order in self._ledger.open_orders.values() if order.status in _WORKING]
+        working = [order for order in self._ledger.open_orders.values() if order.status in WORKING]
         since_msc = self._since_msc()
         activity = await self._query.activity(since_msc, orders=bool(working), rest=False)
         complete = await self._take_deals(activity.deals)
@@ -295,7 +294,7 @@ class Sync:
                 continue
             command = RecordOrderState(order=row, by=self._changed_by.get(ticket, ""))
             executed = self._ledger.execute(order.order_id, command, CAUSE)
-            if executed.order.status not in _WORKING or any(isinstance(one, OrderModified) for one in executed.events):
+            if executed.order.status not in WORKING or any(isinstance(one, OrderModified) for one in executed.events):
                 self._changed_by.pop(ticket, None)
 
     async def _ended(self, ticket: int) -> BrokerOrder | None:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from gateway.broker import Target
 from gateway.requests import Refusal
 from ledger.facts import OrderRequest
-from ledger.order import AT_BROKER, IDLE, Order, Status
+from ledger.order import AT_BROKER, IDLE, WORKING, Order, Status
 from ledger.trade import ACTION_DEAL, TargetImage, TradeRequest
 
 Key = tuple[str, int | str]
@@ -66,7 +66,7 @@ def aim_of(request: OrderRequest, find: Callable[[str], Order | None]) -> Aim | 
 def _cancelled(named: Order) -> Aim | Withdraw | Pending | Refusal:
     if named.status in IDLE:
         return Withdraw(named.order_id)
-    if named.status in (Status.PLACED, Status.PARTIALLY_FILLED):
+    if named.status in WORKING:
         return Aim(Target(order_ticket=named.order_ticket))
     if named.status in AT_BROKER:
         return Pending(named.order_id)
@@ -74,7 +74,7 @@ def _cancelled(named: Order) -> Aim | Withdraw | Pending | Refusal:
 
 
 def _closed_or_changed(request: OrderRequest, named: Order) -> Aim | Pending | Refusal:
-    if request.action == "modify" and named.status in (Status.PLACED, Status.PARTIALLY_FILLED):
+    if request.action == "modify" and named.status in WORKING:
         return Aim(Target(order_ticket=named.order_ticket))
     if named.filled_volume and named.position_id:
         return Aim(Target(position_id=named.position_id), cap=named.filled_volume)

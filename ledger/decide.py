@@ -28,7 +28,7 @@ from ledger.commands import (
 from ledger.errors import InvariantViolated
 from ledger.evidence import ENDED_STATES, Absent, Dealt, Done, Ended, Inconclusive, Superseded, Working, judge
 from ledger.fills import Context, record_deals
-from ledger.order import AT_BROKER, CONCLUDED, IDLE, UNRESOLVED, Order, Status, Terms, evolve
+from ledger.order import AT_BROKER, CONCLUDED, IDLE, UNRESOLVED, WORKING, Order, Status, Terms, evolve
 from ledger.order_events import (
     AnomalyDetected,
     BrokerAnswered,
@@ -456,12 +456,12 @@ def _order_state(order: Order, shown: BrokerOrder, by: str) -> list[OrderEvent]:
     """The broker's order, working or ended, compared with what we hold of it."""
     if shown.state in WORKING_STATES:
         # While it is being sent the answer tells, or the probe.
-        if order.status in (Status.PLACED, Status.PARTIALLY_FILLED):
+        if order.status in WORKING:
             return _changed_terms(order, shown, by)
         if order.status in _HELD or order.status in AT_BROKER:
             return []
         return [*_late(order, "order"), placed(order, shown.ticket), *_changed_terms(order, shown, by)]
-    if order.status not in (Status.PLACED, Status.PARTIALLY_FILLED):
+    if order.status not in WORKING:
         return []
     if plain(shown.volume_initial - shown.volume_current) > order.filled_volume:
         return []  # its deals come first

@@ -74,6 +74,7 @@ _S = Status
 IDLE: Final = frozenset({_S.REQUESTED, _S.READY, _S.WAITING, _S.PARKED})
 # The broker has it, or may have.
 AT_BROKER: Final = frozenset({_S.SENDING, _S.UNKNOWN, _S.PLACED, _S.PARTIALLY_FILLED})
+WORKING: Final = frozenset({_S.PLACED, _S.PARTIALLY_FILLED})  # it has it for sure
 ENDED: Final = frozenset(
     {_S.FILLED, _S.COMPLETED, _S.CANCELLED, _S.EXPIRED, _S.REFUSED, _S.STALE, _S.REJECTED, _S.FAILED}
 )

@@ -16,7 +16,7 @@ import msgspec
 from ledger.account_events import Difference, PositionCorrected
 from ledger.commands import OrderCommand, RecordDeals, RecordModified, RecordOrderState
 from ledger.decide import decide
-from ledger.order import Order, Status
+from ledger.order import WORKING, Order, Status
 from ledger.order_events import Fill, FillCorrected, FillCostsChanged, OrderModified
 from ledger.positions import LONG, SHORT, Position
 from ledger.trade import ORDER_TYPES, BrokerOrder, Deal
@@ -43,7 +43,6 @@ CLASSES: Final[dict[str, tuple[str, str]]] = {
     "netting_reversal": (CORRECT, ALERT),
     "ticket_changed": (CORRECT, ALERT),
 }
-_WORKING: Final = frozenset({Status.PLACED, Status.PARTIALLY_FILLED})
 _UNSETTLED: Final = frozenset({Status.SENDING, Status.UNKNOWN})
 _RELATIVE: Final = Decimal("0.00001")  # of a price, where the symbol's point is not known
 
@@ -251,7 +250,7 @@ def _orders(ours: Ours, brokers: Brokers) -> list[Finding]:
     found = []
     for order in sorted(ours.orders.values(), key=lambda one: one.order_id):
         ticket = order.order_ticket
-        if order.status not in _WORKING or not ticket:
+        if order.status not in WORKING or not ticket:
             continue
         row = shown.get(ticket)
         if row is None:
@@ -274,7 +273,7 @@ def _orders(ours: Ours, brokers: Brokers) -> list[Finding]:
             now = f"{plain(modified.price)}, {_stops(modified.sl, modified.tp)}"
             difference = _order_difference(kind, before, now, order.order_id, ticket, order.symbol)
             found.append(Finding(difference=difference, command=RecordOrderState(order=row)))
-    known = {order.order_ticket for order in ours.orders.values() if order.status in _WORKING}
+    known = {order.order_ticket for order in ours.orders.values() if order.status in WORKING}
     for ticket in sorted(shown.keys() - known):
         row = shown[ticket]
         owner = brokers.owners.get(ticket, "")

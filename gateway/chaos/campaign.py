@@ -18,7 +18,7 @@ from gateway.chaos.judge import judge, news_have_ended
 from gateway.chaos.watch import Watch
 from gateway.chaos.world import World
 from gateway.simulated.window import ask
-from ledger.order import Status
+from ledger.order import WORKING, Status
 
 # What the broker does by itself meanwhile; rates are of calls.
 FAULTS: Final = (
@@ -181,14 +181,13 @@ class _Campaign:
 
     async def _calm(self) -> None:
         """Returns when no order waits for anything but the market, and the ledger knows which do."""
-        waits = {Status.PLACED, Status.PARTIALLY_FILLED}
         while True:
             self.watch.look()
             orders = self.watch.orders
-            left = [one for one in orders.values() if one.is_open and one.status not in waits]
+            left = [one for one in orders.values() if one.is_open and one.status not in WORKING]
             alerted = all(one.status is Status.UNKNOWN and one.order_id in self.watch.alerted for one in left)
             if alerted and self.clients.accepted <= orders.keys():
                 working = {row["ticket"] for row in await asyncio.to_thread(ask, self._world.broker, "orders")}
-                if {one.order_ticket for one in orders.values() if one.status in waits} == working:
+                if {one.order_ticket for one in orders.values() if one.status in WORKING} == working:
                     return
             await asyncio.sleep(0.05)

@@ -18,7 +18,7 @@ from gateway.messages import outgoing
 from gateway.simulated.window import ask
 from ledger.account_events import ExternalDealObserved
 from ledger.events import decode
-from ledger.order import Order, Status
+from ledger.order import WORKING, Order, Status
 from ledger.order_events import BrokerAnswered, DealFact, DuplicateReceived, Fill, OrderPlaced, OutcomeResolved
 from ledger.store import EventStore, open_file
 from ledger.values import order_hash
@@ -29,7 +29,6 @@ _LIVE: Final = frozenset(
     (0, 1, 3, 4, 7, 8, 9)
 )  # states of an order that the server has accepted, and not ended without
 _EXPERT: Final = 3  # the reason of orders sent by a program; what the server does by itself has another
-_WORKING: Final = frozenset({Status.PLACED, Status.PARTIALLY_FILLED})
 
 Problems = list[str]
 
@@ -102,7 +101,7 @@ def _orders(
     for order in orders.values():
         if not order.is_open or (order.status is Status.UNKNOWN and order.order_id in alerted):
             continue
-        if order.status not in _WORKING or order.order_ticket not in working:
+        if order.status not in WORKING or order.order_ticket not in working:
             problems.append(f"{order.order_id} has not ended: {order.status}, ticket {order.order_ticket}")
     return problems, {"accepted": len(accepted)}
 

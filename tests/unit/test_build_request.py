@@ -11,27 +11,10 @@ from ledger.facts import OrderRequest
 from ledger.order import Order
 from ledger.trade import BrokerOrder, Position, TargetImage, TradeRequest
 from ledger.values import comment_of, magic_of
+from tests.broker_fake import EURUSD as ANY_SYMBOL
 
 D = Decimal
-EURUSD = Symbol(
-    name="EURUSD",
-    digits=5,
-    point=D("0.00001"),
-    trade_tick_size=D("0.00001"),
-    trade_contract_size=D(100000),
-    volume_min=D("0.01"),
-    volume_max=D(100),
-    volume_step=D("0.01"),
-    trade_stops_level=0,
-    trade_freeze_level=0,
-    trade_mode=4,
-    trade_exemode=2,
-    filling_mode=3,
-    expiration_mode=15,
-    order_mode=127,
-    bid=D("1.08"),
-    ask=D("1.0801"),
-)
+EURUSD = msgspec.structs.replace(ANY_SYMBOL, volume_max=D(100), trade_stops_level=0)
 LONG = Position(ticket=71, identifier=70, type=0, volume=D("0.5"), sl=D("1.05"), tp=D("1.2"), symbol="EURUSD")
 SHORT = Position(ticket=81, identifier=80, type=1, volume=D("0.3"), symbol="EURUSD")
 WORKING = BrokerOrder(

@@ -9,29 +9,11 @@ import pytest
 from gateway.broker import Symbol, Tick
 from gateway.validate import Limits, View, validate
 from ledger.trade import BrokerOrder, Position, TargetImage, TradeRequest
+from tests.broker_fake import EURUSD
 
 NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 NOW_S = int(NOW.timestamp())
 OFFSET_S = 7200
-EURUSD = Symbol(
-    name="EURUSD",
-    digits=5,
-    point=D("0.00001"),
-    trade_tick_size=D("0.00001"),
-    trade_contract_size=D(100000),
-    volume_min=D("0.01"),
-    volume_max=D(50),
-    volume_step=D("0.01"),
-    trade_stops_level=10,
-    trade_freeze_level=0,
-    trade_mode=4,
-    trade_exemode=2,
-    filling_mode=3,
-    expiration_mode=15,
-    order_mode=127,
-    bid=D("1.08"),
-    ask=D("1.0801"),
-)
 TICK = Tick(time_msc=(NOW_S + OFFSET_S) * 1000, bid=D("1.08000"), ask=D("1.08010"))
 VIEW = View(server_utc_offset_s=OFFSET_S)
 NONE = Limits()
