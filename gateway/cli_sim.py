@@ -108,6 +108,7 @@ def price(symbol: str, bid: float | None, points: int | None, data: str | None, 
 @click.option("--tp", type=float, default=0.0)
 @click.option("--comment", default="")
 @click.option("--position", type=int, default=0, help="Ticket of the position to close.")
+@click.option("--magic", type=click.IntRange(0, 2**63 - 1), default=0, help="As another program of this number does.")
 def trade(type_: str, data: str | None, as_json: bool, **fields: Any) -> None:
     """Trade by hand. TYPE is buy, sell, buy-limit, sell-limit, buy-stop, sell-stop, buy-stop-limit, sell-stop-limit."""
     _show(_ask(data, "trade", type=type_, **fields), as_json)
@@ -196,6 +197,29 @@ def transfer(amount: float, comment: str, data: str | None, as_json: bool) -> No
 def reopen(ticket: int, data: str | None, as_json: bool) -> None:
     """Close the position TICKET and open it again, as brokers do over night: it gets a new ticket."""
     _show(_ask(data, "reopen", ticket=ticket), as_json)
+
+
+@_command("amend")
+@click.argument("ticket", type=int)
+@click.option("--side", type=click.Choice(["buy", "sell"]))
+@click.option("--volume", type=float)
+@click.option("--price", type=float, help="Its open price.")
+def amend(ticket: int, data: str | None, as_json: bool, **fields: Any) -> None:
+    """Give the position TICKET another side, volume or open price without a deal, as a broker's staff may."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    _show(_ask(data, "amend", ticket=ticket, **given), as_json)
+
+
+@_command("book")
+@click.argument("deal", type=int)
+@click.option("--commission", type=float)
+@click.option("--swap", type=float)
+@click.option("--fee", type=float)
+@click.option("--profit", type=float)
+def book(deal: int, data: str | None, as_json: bool, **amounts: float | None) -> None:
+    """Book costs or profit of the deal DEAL anew, as brokers do hours after it."""
+    given = {name: amount for name, amount in amounts.items() if amount is not None}
+    _show(_ask(data, "book", deal=deal, **given), as_json)
 
 
 @_command("orders")

@@ -6,7 +6,7 @@
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from msgspec.structs import asdict, fields
+from msgspec.structs import asdict, fields, replace
 
 from gateway.simulated import constants as c
 from gateway.simulated.faults import BadFaults, duration_ms
@@ -15,9 +15,11 @@ from gateway.simulated.queries import Selection
 from gateway.simulated.rows import (
     ClockSet,
     DealRow,
+    Dealt,
     LinkCut,
     OrderRow,
     PositionRow,
+    PositionSet,
     PriceMoved,
     Request,
     RulesSet,
@@ -174,8 +176,10 @@ class Control:
         tp: float = 0.0,
         comment: str = "",
         position: int = 0,
+        magic: int = 0,
     ) -> dict[str, Any]:
-        """An order typed in at the terminal's window: no magic, reason CLIENT."""
+        """An order typed in at the terminal's window: no magic, reason CLIENT. With a magic another program's: reason
+        EXPERT."""
         spec = self._spec(symbol)
         number = _TYPES.get(type)
         if number is None or number == c.ORDER_TYPE_CLOSE_BY:
@@ -188,16 +192,17 @@ class Control:
         action = c.TRADE_ACTION_PENDING if pending else c.TRADE_ACTION_DEAL
         return self._send(
             Request(
-                action, 0, 0, symbol, volume, price, stoplimit, sl, tp, 10, number, filling, c.ORDER_TIME_GTC, 0,
+                action, magic, 0, symbol, volume, price, stoplimit, sl, tp, 10, number, filling, c.ORDER_TIME_GTC, 0,
                 comment, position, 0,
-            )
+            ),
+            expert=bool(magic),
         )  # fmt: skip
 
     def _filling(self, spec: SymbolSpec) -> int:
         return c.ORDER_FILLING_FOK if spec.filling_mode & 1 else c.ORDER_FILLING_IOC
 
-    def _send(self, request: Request) -> dict[str, Any]:
-        (retcode, deal, order, volume, price, _, _, text), _ = self.broker.trading.send(request, expert=False)
+    def _send(self, request: Request, *, expert: bool = False) -> dict[str, Any]:
+        (retcode, deal, order, volume, price, _, _, text), _ = self.broker.trading.send(request, expert=expert)
         if retcode not in (c.TRADE_RETCODE_DONE, c.TRADE_RETCODE_PLACED, c.TRADE_RETCODE_DONE_PARTIAL):
             raise ControlRefused(f"{retcode} {text}")
         return {"retcode": retcode, "text": text, "order": order, "deal": deal, "volume": volume, "price": price}
@@ -273,6 +278,41 @@ class Control:
         quote = self.broker.market.quote(row.symbol, now)
         buy = row.type == c.POSITION_TYPE_BUY
         return self.broker.execution.reopen(row, quote.bid if buy else quote.ask, 0.0, now)
+
+    # ---- what a broker's staff may set right by hand: no deal tells of it
+
+    def _do_amend(
+        self, ticket: int, side: str = "", volume: float | None = None, price: float | None = None
+    ) -> dict[str, Any]:
+        """Gives a position another side, volume or open price, without a deal."""
+        row = self.broker.state.position_by_ticket(ticket)
+        if row is None:
+            raise ControlRefused(f"no position {ticket}: see `sim positions`")
+        if side not in ("", "buy", "sell"):
+            raise ControlRefused(f"a position's side is buy or sell, not {side!r}")
+        lots = row.volume if volume is None else units(volume) / UNIT
+        at = row.price_open if price is None else price
+        if not (0 < lots < _MOST and 0 < at < _MOST):
+            raise ControlRefused("a volume and a price are above 0 and below 1,000,000,000")
+        type_ = {"": row.type, "buy": c.POSITION_TYPE_BUY, "sell": c.POSITION_TYPE_SELL}[side]
+        now = self.broker.execution.server_ms(self.broker.clock())
+        amended = replace(row, type=type_, volume=lots, price_open=at, time_update_msc=now)
+        self.broker.put(PositionSet(amended))
+        return asdict(amended)
+
+    def _do_book(self, deal: int, **amounts: float) -> dict[str, Any]:
+        """Books commission, swap, fee or profit of a deal anew, in the account's currency: brokers do so after it."""
+        row = self.broker.state.deals.get(deal)
+        if row is None:
+            raise ControlRefused(f"no deal {deal}: see `sim deals`")
+        for name, amount in amounts.items():
+            if name not in ("commission", "swap", "fee", "profit"):
+                raise ControlRefused(f"a deal has commission, swap, fee and profit, no {name!r}")
+            if not abs(amount) < _MOST:
+                raise ControlRefused("an amount is below 1,000,000,000")
+        booked = replace(row, **{name: round(amount, 2) for name, amount in amounts.items()})
+        self.broker.put(Dealt(booked))
+        return asdict(booked)
 
     # ---- looking
 

@@ -147,6 +147,8 @@ class OrderDone(msgspec.Struct, array_like=True, frozen=True, tag=1):
 
 
 class Dealt(msgspec.Struct, array_like=True, frozen=True, tag=2):
+    """A deal was made; or, of one that there is, its amounts were booked anew."""
+
     deal: DealRow
 
 

@@ -183,13 +183,18 @@ class State:
         self.last_ms = max(self.last_ms, order.time_done_msc)
 
     def _add_deal(self, deal: DealRow) -> None:
+        before = self.deals.get(deal.ticket)
         self.deals[deal.ticket] = deal
+        self.balance_cents += _cents(deal)
+        if before is not None:
+            self._deal_rows[self._deal_rows.index(before)] = deal
+            self.balance_cents -= _cents(before)
+            return
         self._deal_times.append(deal.time)
         self._deal_rows.append(deal)
         self._deals_of.setdefault(deal.position_id, []).append(deal.ticket)
         self.next_deal = max(self.next_deal, deal.ticket + 1)
         self.last_ms = max(self.last_ms, deal.time_msc)
-        self.balance_cents += round((deal.profit + deal.commission + deal.swap + deal.fee) * CENTS)
 
     def _roll_over(self, rolled: RolledOver) -> None:
         self.rolled_day = max(self.rolled_day, rolled.day)
@@ -261,3 +266,8 @@ class State:
 
     def deals_of_position(self, identifier: int) -> list[DealRow]:
         return [self.deals[ticket] for ticket in self._deals_of.get(identifier, ())]
+
+
+def _cents(deal: DealRow) -> int:
+    """What the deal does to the balance."""
+    return round((deal.profit + deal.commission + deal.swap + deal.fee) * CENTS)

@@ -77,6 +77,31 @@ def test_a_reopened_position_has_a_new_ticket(data: Path) -> None:
     assert again["identifier"] == ticket != again["ticket"]
 
 
+def test_another_program_trades_under_its_own_number(data: Path) -> None:
+    ticket = shown(data, "trade", "sell", "EURUSD", "0.1", "--magic", "777")["order"]
+    [position] = shown(data, "positions")
+    assert (position["identifier"], position["magic"], position["reason"]) == (ticket, 777, 3)
+
+
+def test_staff_may_amend_a_position_without_a_deal(data: Path) -> None:
+    ticket = shown(data, "trade", "buy", "EURUSD", "0.1")["order"]
+    deals = shown(data, "deals")
+    shown(data, "amend", str(ticket), "--side", "sell", "--volume", "0.25", "--price", "1.05")
+    [position] = shown(data, "positions")
+    assert (position["type"], position["volume"], position["price_open"]) == (1, 0.25, 1.05)
+    assert shown(data, "deals") == deals
+
+
+def test_costs_of_a_deal_may_be_booked_later_and_move_the_balance_once(data: Path) -> None:
+    deal = shown(data, "trade", "buy", "EURUSD", "0.1")["deal"]
+    before = shown(data, "account")["balance"]
+    for _ in range(2):
+        booked = shown(data, "book", str(deal), "--swap", "-1.25", "--fee", "-0.5")
+        assert (booked["swap"], booked["fee"]) == (-1.25, -0.5)
+    assert shown(data, "account")["balance"] == pytest.approx(before - 1.75)
+    assert [(one["ticket"], one["swap"]) for one in shown(data, "deals")][1:] == [(deal, -1.25)]
+
+
 def test_tables_name_what_the_numbers_mean(data: Path) -> None:
     shown(data, "trade", "sell-stop", "EURUSD", "0.5", "--price", "1.05")
     assert "sell stop" in cli(data, "orders").stdout
@@ -106,6 +131,8 @@ def test_tables_name_what_the_numbers_mean(data: Path) -> None:
         (("cut", "soon"), "no duration 'soon'"),
         (("fault", "oops"), "no fault 'oops'"),
         (("reopen", "1"), "no position 1"),
+        (("amend", "1", "--volume", "0.1"), "no position 1"),
+        (("book", "1", "--swap", "1"), "no deal 1"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_a_failure(data: Path, arguments: tuple[str, ...], says: str) -> None:
