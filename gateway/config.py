@@ -141,11 +141,13 @@ def described(settings: Settings) -> dict[str, str]:
             shown = safe_url(value.reveal()) if name.endswith("_url") else ""
             found[name] = shown if shown not in ("", "(unreadable)") else repr(value)
         elif value is not None:
-            found[name] = str(value)
+            found[name] = _shown(value)
     return found
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{name}={one}" for name, one in sorted(value.items()))
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 

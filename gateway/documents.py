@@ -51,7 +51,10 @@ def read_document(document: Mapping[str, Any], known: Mapping[str, Place], *, se
     for path, value in _leaves(document, tree, problems, notes, section):
         place = known[path]
         try:
-            values[place.variable] = place.read(_text(value, place))
+            if getattr(place.kind, "__origin__", None) is dict:
+                values[place.variable] = _by_name(path, value, place, problems)
+            else:
+                values[place.variable] = place.read(_text(value, place))
         except ValueError as error:
             problems.append(f"{path} {error}")
     if len(problems) > MAX_PROBLEMS:
@@ -148,6 +151,21 @@ def _kind(value: Any) -> str:
             return "a group"
         case _:
             return f"a {type(value).__name__}"
+
+
+def _by_name(path: str, value: Any, place: Place, problems: list[str]) -> dict[str, Any]:
+    """Texts under names of which the reader knows which there are: each is read, and objected to, by itself."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"must be a group of texts, not {_kind(value)}")  # noqa: TRY004
+    found: dict[str, Any] = {}
+    for name, text in value.items():
+        try:
+            if not isinstance(text, str) or not isinstance(name, str) or {",", "="} & {*name, *text}:
+                raise ValueError(f"must be text without comma and equals sign, not {_kind(text)}")
+            found |= place.read(f"{_line(name)}={_line(text)}")
+        except ValueError as error:
+            problems.append(f"{_shown(f'{path}.{name}')} {error}")
+    return found
 
 
 def _text(value: Any, place: Place) -> str:

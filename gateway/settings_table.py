@@ -185,7 +185,11 @@ ABOUT: Final[dict[str, About]] = {
         "compare also after every reconnection", "position_sync.reconcile_on_disconnect", hot=True
     ),
     "RECONCILE_LOOKBACK_S": About("how far back deals are compared at least"),
-    "RECONCILE_POLICY": About("what is done about a class of difference, where not the default: `stops=alert,…`"),
+    "RECONCILE_POLICY": About(
+        "what is done about a class of difference, where not the default: `stops=alert,…`; in a document a group",
+        "position_sync.reconcile_policy",
+        hot=True,
+    ),
     "POLL_INTERVAL_S": About(
         "how often the account is looked at for deals that nobody told of",
         "position_sync.poll_interval_seconds",

@@ -79,14 +79,18 @@ def _file(text: str) -> str:
 
 def _policies(text: str) -> dict[str, str]:
     """`class=policy,…` as `ledger.reconcile.CLASSES` has them."""
-    found = {}
+    found: dict[str, str] = {}
+    problems = []
     for part in _names(text):
         kind, _, policy = part.partition("=")
         if kind not in CLASSES:
-            raise ValueError(f"names {kind[:40]!r}: the classes are {', '.join(CLASSES)}")
-        if policy not in CLASSES[kind]:
-            raise ValueError(f"must say {' or '.join(CLASSES[kind])} for {kind}, not {policy[:40]!r}")
-        found[kind] = policy
+            problems.append(f"names {kind[:40]!r}: the classes are {', '.join(CLASSES)}")
+        elif policy not in CLASSES[kind]:
+            problems.append(f"must say {' or '.join(CLASSES[kind])} for {kind}, not {policy[:40]!r}")
+        elif found.setdefault(kind, policy) != policy:
+            problems.append(f"says both {found[kind]} and {policy} for {kind}")
+    if problems:
+        raise ValueError("; ".join(problems))
     return found
 
 

@@ -54,7 +54,13 @@ def _default(field: str) -> str:
         value = getattr(value, part)
     if isinstance(value, bool):
         return "`true`" if value else "`false`"
-    text = "" if value is None or isinstance(value, Secret) else ",".join(value) if isinstance(value, tuple) else value
+    text = (
+        ""
+        if value is None or isinstance(value, Secret)
+        else ",".join(value)
+        if isinstance(value, tuple | dict)
+        else value
+    )
     return f"`{text:g}`" if isinstance(text, float) else f"`{text}`" if str(text) else ""
 
 

@@ -78,7 +78,12 @@ async def test_the_hub_takes_a_key_registrations_and_heartbeats(tmp_path):
         assert await hub.post("/api/v1/discovery/heartbeat", beat) == 200
 
 
-SPECIAL = {"logging.level": "debug", "limits.symbols": ["EURUSD"], "halt.reason": "maintenance"}
+SPECIAL = {
+    "logging.level": "debug",
+    "limits.symbols": ["EURUSD"],
+    "halt.reason": "maintenance",
+    "position_sync.reconcile_policy": {"stops": "alert"},
+}
 HOT = {about.at: VARIABLES[name][0] for name, about in ABOUT.items() if about.hot}
 
 

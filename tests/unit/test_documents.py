@@ -56,6 +56,43 @@ def test_every_problem_of_a_document_is_named_by_its_path():
     ]
 
 
+def by_class(given):
+    section = {"position_sync": {"reconcile_policy": given}}
+    return layered({}, {}, {"operational": section}).settings.reconcile_policy
+
+
+def test_policies_by_class_of_difference_come_from_a_group_and_from_one_text():
+    assert by_class({"stops": "alert", "volume": "correct"}) == {"stops": "alert", "volume": "correct"}
+    given = layered({}, {"RECONCILE_POLICY": "stops=alert, volume=correct"}).settings.reconcile_policy
+    assert given == {"stops": "alert", "volume": "correct"}
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"stop": "alert"}, ".stop names 'stop': the classes are missing_at_broker, "),
+        ({"stops": "adopt"}, ".stops must say correct or alert for stops, not 'adopt'"),
+        ({"stops": True}, ".stops must be text "),
+        ({"stops": "alert,volume=alert"}, ".stops must be text without comma and equals sign"),
+        ("stops=alert", " must be a group of texts, not text"),
+    ],
+)
+def test_a_class_or_a_policy_that_there_is_not_is_refused_by_its_path(given, problem):
+    with pytest.raises(ConfigurationError) as raised:
+        by_class(given)
+    assert str(raised.value).startswith(f"operational.position_sync.reconcile_policy{problem}")
+
+
+def test_every_wrong_policy_is_named_at_once():
+    with pytest.raises(ConfigurationError) as raised:
+        by_class({"stop": "alert", "volume": "alert", "side": "adopt"})
+    assert len(str(raised.value).splitlines()) == 2
+    with pytest.raises(ConfigurationError) as raised:
+        layered({}, {"RECONCILE_POLICY": "stop=alert,side=adopt"})
+    assert str(raised.value).startswith("RECONCILE_POLICY names 'stop'")
+    assert str(raised.value).endswith("; must say correct or alert for side, not 'adopt'")
+
+
 def test_a_secret_in_a_document_is_refused_and_not_repeated():
     with pytest.raises(ConfigurationError) as raised:
         layered({}, {}, {"operational": {"mt5_connection": {"password": "hunter2"}}})
