@@ -18,6 +18,7 @@ from gateway.retcodes import RETCODES
 from gateway.slippage import pips_worse
 from ledger.events import TOPICS, Recorded
 from ledger.order import UNRESOLVED
+from ledger.reconcile import CLASSES
 from ledger.tail import Tail
 from ledger.trade import ZERO
 
@@ -52,10 +53,7 @@ OUTCOMES: Final = {
 ALERTS: Final = (
     *(UNRESOLVED, "reconciliation", "slippage", "slow_broker", "sink_stopped", "halted", "fenced", "anomaly"),
 )
-DIFFERENCES: Final = (
-    *("missing_at_broker", "unknown_at_broker", "volume", "side", "sl_tp", "price", "cost", "order_missing"),
-    *("order_unknown", "fill_missing", "netting_reversal", "ticket_changed"),
-)
+DIFFERENCES: Final = tuple((kind, policy) for kind, policies in CLASSES.items() for policy in policies)
 _RETCODES: Final = frozenset(one.name for one in RETCODES.values())
 
 
@@ -154,7 +152,7 @@ class Metrics:
         self.fills = Counts()
         self.lots = Counts()
         self.alerts = Counts((kind,) for kind in ALERTS)
-        self.differences = Counts((kind, "alert") for kind in DIFFERENCES)
+        self.differences = Counts(DIFFERENCES)
         self.broker_reconnects = 0
         self._handlers: dict[str, Callable[[Recorded, _Data, datetime], None]] = {
             **dict.fromkeys(OUTCOMES, self._ended),
@@ -254,6 +252,8 @@ class Metrics:
         self.alerts.add((UNRESOLVED if event.kind == UNRESOLVED else "anomaly",))
 
     def _reconciled(self, _: Recorded, event: _Data, __: datetime) -> None:
+        if event.differences:
+            self.alerts.add(("reconciliation",))
         for one in event.differences:
             self.differences.add((one.kind, one.policy))
 

@@ -12,9 +12,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway.exposition import Exposition, Readings, SinkReading
 from gateway.health import Part
 from gateway.metrics import MAX_NAMES, MAX_ORDERS, Counts, Histogram, Metrics
+from ledger.account_events import AccountReconciled, Difference
 from ledger.events import Envelope, Recorded, encode
 from ledger.facts import OrderRequest, Raw
 from ledger.order_events import AnomalyDetected, BrokerAnswered, OrderRejected, OrderRequested, SendStarted
+from ledger.reconcile import CLASSES
 from ledger.trade import TradeRequest, TradeResult
 from tests.history import BEGINNING, full_fill, partial_fill
 from tests.make_frozen_events import EXAMPLES
@@ -96,6 +98,19 @@ def test_an_anomaly_is_an_alert_of_its_kind():
     seen = Counting().take("o", AnomalyDetected(kind="fill_price", detail="beyond the limit"))
     assert seen.value("alerts_total", kind="anomaly") == 1
     assert seen.value("alerts_total", kind="slippage") == 0
+
+
+def test_differences_are_counted_by_class_and_policy_and_a_report_of_some_is_an_alert():
+    seen = Counting()
+    known = {labels for name, labels in seen.values if name == "reconciliation_differences_total"}
+    assert known == {
+        (("kind", kind), ("policy", policy)) for kind, policies in CLASSES.items() for policy in policies
+    }  # fmt: skip
+    one = Difference(kind="stops", ours="", brokers="", policy="correct")
+    report = AccountReconciled(trigger="demand", positions=0, orders=0, deals=0, differences=(one, one))
+    seen.take("o", report, AccountReconciled(trigger="interval", positions=0, orders=0, deals=0, standing=(one,)))
+    assert seen.value("reconciliation_differences_total", kind="stops", policy="correct") == 2
+    assert seen.value("alerts_total", kind="reconciliation") == 1
 
 
 def test_a_clock_that_was_set_back_counts_as_no_time():
