@@ -26,6 +26,7 @@ from gateway.orders import KEEP_ENDED, Query, collect, page, row_json
 from gateway.processes import as_others
 from gateway.secret import Secret
 from gateway.times import Span, iso, with_iso_times
+from gateway.view import VIEW_FILE, LedgerView
 from ledger.errors import LedgerError
 from ledger.events import order_stream
 from ledger.order import Status
@@ -88,15 +89,15 @@ class Reply(msgspec.Struct, frozen=True):
     body: Any
 
 
-def answer(store: EventStore, settings: ReaderSettings, question: Question) -> Reply:
-    """Raises LedgerError."""
+def answer(store: EventStore, settings: ReaderSettings, question: Question, view: LedgerView) -> Reply:
+    """`view`: of this ledger; it is brought up to now where it has the answer. Raises LedgerError."""
     match question:
         case Orders():
             return Reply(200, _orders(store, question))
         case OneOrder():
             return _order(store, question)
         case Holdings():
-            return Reply(200, _holdings(store, question))
+            return Reply(200, _holdings(store, question, view))
         case Verify():
             local = Settings(
                 data=Path(settings.data),
@@ -151,13 +152,14 @@ def _order(store: EventStore, asked: OneOrder) -> Reply:
     )
 
 
-def _holdings(store: EventStore, asked: Holdings) -> dict[str, Any]:
-    moment = asked.as_of or datetime.max.replace(tzinfo=UTC)
-    found = [
-        one
-        for one in positions_of(store, moment, asked.by)
-        if (one.is_open or asked.everything) and asked.symbol in ("", one.symbol)
-    ]
+def _holdings(store: EventStore, asked: Holdings, view: LedgerView) -> dict[str, Any]:
+    """What is open now is kept: it costs what was recorded since the last question. The rest costs the whole ledger."""
+    if asked.as_of is None and asked.by == "recorded" and not asked.everything:
+        view.catch_up_now()
+        held = sorted(view.positions.values(), key=lambda one: one.position_id)
+    else:
+        held = positions_of(store, asked.as_of or datetime.max.replace(tzinfo=UTC), asked.by)
+    found = [one for one in held if (one.is_open or asked.everything) and asked.symbol in ("", one.symbol)]
     return {
         "as_of": None if asked.as_of is None else iso(asked.as_of),
         "by": asked.by,
@@ -183,10 +185,12 @@ def main() -> None:
     settings = msgspec.json.decode(lines.readline(), type=ReaderSettings)
     read: Callable[[bytes], Question] = msgspec.json.Decoder(Question).decode
     store: EventStore | None = None
+    view: LedgerView | None = None
     for line in lines:
         try:
             store = store or open_store(settings.ledger_url, readonly=True)
-            reply = answer(store, settings, read(line))
+            view = view or LedgerView(store, Path(settings.data) / VIEW_FILE)
+            reply = answer(store, settings, read(line), view)
         except LedgerError as error:
             reply = Reply(503, str(error))
         out.write(msgspec.json.encode(reply) + b"\n")

@@ -22,6 +22,7 @@ from ledger.store import EventStore
 
 log = structlog.get_logger()
 
+VIEW_FILE: Final = "view.json"
 SLICE: Final = 500
 SAVE_AFTER: Final = 2_000  # events
 PAUSE_S: Final = 0.002
@@ -56,10 +57,21 @@ class LedgerView:
         while more:
             more = await asyncio.to_thread(self._slice)
             await asyncio.sleep(PAUSE_S)  # a pause between slices, for what is more urgent
-        while len(self.deals) > DEALS_KEPT:
-            del self.deals[next(iter(self.deals))]
+        self._forget()
         if self._book.seq >= (self._saved or 0) + SAVE_AFTER:
             await asyncio.to_thread(self._save)
+
+    def catch_up_now(self) -> None:
+        """The same without a pause, for a process that has nothing more urgent; and the file is left to its owner."""
+        if self._saved is None:
+            self._restore()
+        while self._slice():
+            self._forget()
+        self._forget()
+
+    def _forget(self) -> None:
+        while len(self.deals) > DEALS_KEPT:
+            del self.deals[next(iter(self.deals))]
 
     @property
     def seq(self) -> int:
@@ -137,3 +149,5 @@ class LedgerView:
     def _ticket(self, position_id: int, ticket: int) -> None:
         if position_id in self.positions and ticket != position_id:
             self.tickets[position_id] = ticket
+        else:
+            self.tickets.pop(position_id, None)
