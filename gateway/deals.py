@@ -5,6 +5,7 @@ nothing is missing, and every deal that was recorded since is read behind it.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
@@ -178,7 +179,7 @@ class Owners:
             return ""
         return self._by_hash.get(row.magic >> 8)
 
-    def look_up(self, rows: "list[Deal]") -> dict[int, str]:
+    def look_up(self, rows: "Iterable[Deal | BrokerOrder]") -> dict[int, str]:
         """The order ids by the hash in the magic, as the ledger has them; blocks. What is not found is empty. Mostly
         the comment leads there; else every order id there is has to be tried."""
         wanted = {row.magic >> 8: row.comment for row in rows if row.magic >= _SMALLEST_MAGIC}

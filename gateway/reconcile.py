@@ -21,12 +21,12 @@ from gateway.requests import NETTING_MODES
 from gateway.submit import Submitter
 from gateway.symbols import Symbols
 from gateway.sync import Sync
-from gateway.view import LedgerView
+from gateway.view import VIEW_FILE, LedgerView
 from ledger.account_events import AccountReconciled, Difference, SnapshotTaken
 from ledger.errors import LedgerError
 from ledger.events import account_stream, event_of
 from ledger.order import WORKING
-from ledger.reconcile import ALERT, Brokers, Finding, Ours, differences, policy_of, values_of
+from ledger.reconcile import ALERT, Brokers, Finding, Ours, differences, values_of
 from ledger.store import EventStore
 from ledger.trade import BrokerOrder, Position
 from ledger.writer import Cause, Ledger
@@ -37,7 +37,6 @@ CAUSE: Final = Cause(actor="gateway")
 AGAIN_S: Final = 0.25  # between the two looks
 ROUNDS: Final = 4  # deals, then orders, then what no deal explains
 RETRY_S: Final = 1.0
-VIEW_FILE: Final = "view.json"
 FAR_BEHIND: Final = 5_000  # events
 LAST_REPORT: Final = 2_000  # events of the account's stream that are searched for it
 
@@ -122,7 +121,9 @@ class Reconciler:
                 await self.run(trigger)
             except TerminalError as error:
                 log.warning("the account cannot be reconciled now", trigger=trigger, error=str(error))
-                self._asked, pause_s = trigger, RETRY_S
+                pause_s = RETRY_S
+                if self._asked == "interval":
+                    self._asked = trigger
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s or None):
                     await self._wake.wait()
@@ -137,26 +138,28 @@ class Reconciler:
             again, activity = await self._look(since_msc)
             before = {one.difference for one in found}
             found = [one for one in again if one.difference in before]
-        confirmed = found
-        repaired: set[Difference] = set()
+        told = {_key(one.difference): one.difference for one in found}
+        about = {number for one in found for number in _numbers(one.difference)}
+        done: dict[Key, Difference] = {}
         for _ in range(ROUNDS):
-            done = [
-                one for one in found if one.repairs and self._policy(one) != ALERT and await self._repair(one, cause)
+            set_now: set[int] = set()
+            repaired = [
+                one for one in found if one.difference.policy != ALERT and await self._repair(one, cause, set_now)
             ]
-            repaired |= {one.difference for one in done}
-            if not done:
+            done |= {_key(one.difference): one.difference for one in repaired}
+            if not repaired:
                 break
             # What a repair leaves different is seen only now: a position that its deals do not explain.
-            about = {_place(one.difference) for one in confirmed}
-            found = [one for one in (await self._look(since_msc))[0] if _place(one.difference) in about]
+            found = [one for one in (await self._look(since_msc))[0] if about & _numbers(one.difference)]
+        left = {_key(one.difference) for one in found}
+        touched = {number for one in done.values() for number in _numbers(one)}
         applied = [
-            msgspec.structs.replace(one.difference, policy=self._policy(one) if one.difference in repaired else ALERT)
-            for one in confirmed
+            one
+            if key in done or (key not in left and touched & _numbers(one))
+            else msgspec.structs.replace(one, policy=ALERT)
+            for key, one in (told | {key: one for key, one in done.items() if key not in told}).items()
         ]
         return await self._report(trigger, cause, applied, activity, since_msc)
-
-    def _policy(self, finding: Finding) -> str:
-        return policy_of(self._settings.reconcile_policy, finding.difference.kind)
 
     async def _look(self, since_msc: int) -> tuple[list[Finding], Activity]:
         activity = await self._query.activity(since_msc)
@@ -164,15 +167,11 @@ class Reconciler:
         view = self._view
         news = [deal for deal in activity.deals if view.deals.get(deal.ticket) != values_of(deal)]
         news = [deal for deal in news if deal.time_msc >= self._sync.created_msc]
-        owners = {deal.ticket: owner for deal in news if (owner := (await self._sync.owner_of(deal)))}
-        for row in activity.orders:
-            owners[row.ticket] = self._sync.owner_of_order(row)
-        for position in activity.positions:
-            # That of the order that opened it, by its magic: on netting accounts another may have it by now.
-            row = BrokerOrder(ticket=position.identifier, magic=position.magic, reason=position.reason)
-            owners.setdefault(position.identifier, self._sync.owner_of_order(row))
+        deal_owners = await self._sync.owners_of(news)
+        rows = [*activity.orders, *(_opener(one) for one in activity.positions if one.identifier not in view.positions)]
+        owners = await self._sync.owners_of(rows)
         stops = {one.identifier: (one.sl, one.tp) for one in activity.positions}
-        wanted = {one for one in owners.values() if one}
+        wanted = {one for one in (*deal_owners.values(), *owners.values()) if one}
         for mine in view.positions.values():
             if mine.entry_order_id and stops.get(mine.position_id) != (mine.sl, mine.tp):
                 wanted.add(mine.entry_order_id)
@@ -190,13 +189,15 @@ class Reconciler:
             orders=activity.orders,
             ended=tuple(one for one in ended if one is not None),
             deals=tuple(news),
+            deal_owners=deal_owners,
             owners=owners,
             points={name: one.point for name, one in symbols.items() if one is not None},
             netting=self._connection.account.margin_mode in NETTING_MODES,
             broker_utc_offset_s=self._connection.account.server_utc_offset_s or 0,
         )
         ours = Ours(positions=view.positions, tickets=view.tickets, deals=view.deals, orders=orders)
-        return [one for one in differences(ours, brokers) if not self._acted_on(one.difference)], activity
+        found = differences(ours, brokers, self._settings.reconcile_policy)
+        return [one for one in found if not self._acted_on(one.difference)], activity
 
     def _moving(self, ticket: int) -> bool:
         return bool(ticket) and bool(self._submitter.acting_on("order", ticket))
@@ -214,8 +215,8 @@ class Reconciler:
 
     # --- what it records ------------------------------------------------------------------------------------------
 
-    async def _repair(self, finding: Finding, cause: Cause) -> bool:
-        """Records the facts. False when nothing had to be."""
+    async def _repair(self, finding: Finding, cause: Cause, set_now: set[int]) -> bool:
+        """Records the facts. False when nothing had to be. `set_now`: positions that were set in this round."""
         order_id = finding.difference.order_id
         recorded = False
         for deal in finding.external:
@@ -229,10 +230,11 @@ class Reconciler:
             if executed.events:
                 self._sync.taken(executed.order, finding.command)
                 return True
-        if finding.position is not None:
+        position_id = finding.difference.position_id
+        if finding.position is not None and position_id not in set_now:
+            set_now.add(position_id)
             await self._ledger.append(account_stream(self._ledger.login), finding.position, cause)
-            return True
-        return False
+        return finding.position is not None
 
     async def _report(
         self, trigger: str, cause: Cause, applied: Iterable[Difference], activity: Activity, since_msc: int
@@ -277,12 +279,14 @@ class Reconciler:
                 await self._ledger.append(account_stream(self._ledger.login), snapshot, cause)
 
     def _as_corrected(self, activity: Activity) -> tuple[Position, ...]:
-        """Positions of the snapshot; it would correct stops that policy only alerts of: those are left out."""
-        held = self._view.positions
+        """Positions of the snapshot, without those whose stops or tickets it would correct although policy alerts."""
+        held, tickets = self._view.positions, self._view.tickets
         return tuple(
             one
             for one in activity.positions
-            if (mine := held.get(one.identifier)) is not None and (mine.sl, mine.tp) == (one.sl, one.tp)
+            if (mine := held.get(one.identifier)) is not None
+            and (mine.sl, mine.tp) == (one.sl, one.tp)
+            and tickets.get(one.identifier, one.identifier) == one.ticket
         )
 
 
@@ -295,5 +299,23 @@ def told(report: AccountReconciled) -> str:
     return f"{seen}: {', '.join(words)}"
 
 
-def _place(difference: Difference) -> tuple[int, int, str]:
-    return difference.position_id, 0 if difference.position_id else difference.order_ticket, difference.symbol
+def _opener(position: Position) -> BrokerOrder:
+    """The order that opened it, as far as the position tells: on netting accounts another may have it by now."""
+    return BrokerOrder(
+        ticket=position.identifier, magic=position.magic, reason=position.reason, comment=position.comment
+    )
+
+
+Key = tuple[str, int, int, int]
+
+
+def _key(difference: Difference) -> Key:
+    """By which it is the same one, whatever its values are by now."""
+    one = difference
+    deal = one.deal if one.order_ticket or one.kind == "cost" else 0  # else it is only what explains a position
+    return one.kind, one.position_id, one.order_ticket, deal
+
+
+def _numbers(difference: Difference) -> set[int]:
+    """Position and order, or the deal that has neither."""
+    return {difference.position_id, difference.order_ticket} - {0} or {difference.deal}

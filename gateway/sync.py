@@ -12,7 +12,7 @@ in the ledger (`deals.Followed`). That time does not pass a deal that waits for 
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -200,7 +200,7 @@ class Sync:
         """Records what is new. False when some of it waits for the answer to its send."""
         deals = tuple(deals)
         news = [deal for deal in deals if self._followed.is_news(deal)]
-        owners = await self._owners_of(news)
+        owners = await self.owners_of(news)
         await self._ledger.load({one for one in owners.values() if one})
         through, waiting = self._followed.through_msc, None
         by_order: dict[str, list[Deal]] = {}
@@ -222,12 +222,13 @@ class Sync:
         self._followed.through_msc = max(through, newest)
         return waiting is None
 
-    async def _owners_of(self, deals: list[Deal]) -> dict[int, str]:
-        owners = {deal.ticket: self._owners.of(deal) for deal in deals}
-        unknown = [deal for deal in deals if owners[deal.ticket] is None]
+    async def owners_of(self, rows: Sequence[Deal] | Sequence[BrokerOrder]) -> dict[int, str]:
+        """By ticket the order of ours that a row belongs to; empty when it is none of ours."""
+        owners = {row.ticket: self._owners.of(row) for row in rows}
+        unknown = [row for row in rows if owners[row.ticket] is None]
         if unknown:
             self._owners.remember(await asyncio.to_thread(self._owners.look_up, unknown))
-        return {deal.ticket: owners[deal.ticket] or self._owners.of(deal) or "" for deal in deals}
+        return {row.ticket: owners[row.ticket] or self._owners.of(row) or "" for row in rows}
 
     async def _own(self, order_id: str, deals: list[Deal]) -> bool:
         """Records deals of an order. False while its answer, or the prober, must tell of them first."""
@@ -276,7 +277,7 @@ class Sync:
             return known
         view = await self._query.target(Target(position_id=position_id))
         opening = [deal for deal in view.deals if not deal.entry]
-        owners = await self._owners_of(opening)
+        owners = await self.owners_of(opening)
         opener = next((owners[deal.ticket] for deal in opening if owners[deal.ticket]), "")
         self._owners.opened(position_id, opener)
         return opener
@@ -327,14 +328,6 @@ class Sync:
         """From when on to compare deals: so far back, and at least as far as they are followed."""
         back = self._server_msc() - round(lookback_s * 1000)
         return max(min(self._since_msc(), back), self._followed.created_msc, 1)
-
-    async def owner_of(self, deal: Deal) -> str:
-        """The order of ours the deal belongs to; empty when it is none of ours."""
-        return (await self._owners_of([deal]))[deal.ticket]
-
-    def owner_of_order(self, row: BrokerOrder) -> str:
-        """As far as it is known in memory."""
-        return self._owners.of(row) or ""
 
     async def take_external(self, deal: Deal) -> bool:
         """Records a deal that nobody of ours asked for. False when it is in the ledger already."""

@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from ledger.account_events import Difference, PositionCorrected
 from ledger.commands import OrderCommand, RecordDeals, RecordModified, RecordOrderState
@@ -43,6 +44,9 @@ CLASSES: Final[dict[str, tuple[str, str]]] = {
     "netting_reversal": (CORRECT, ALERT),
     "ticket_changed": (CORRECT, ALERT),
 }
+# What a deal decides: it is set without one only where none is to be recorded.
+_BY_DEALS: Final = frozenset({"missing_at_broker", "unknown_at_broker", "volume", "side", "price", "netting_reversal"})
+NO_POLICIES: Final[Mapping[str, str]] = {}
 _UNSETTLED: Final = frozenset({Status.SENDING, Status.UNKNOWN})
 _RELATIVE: Final = Decimal("0.00001")  # of a price, where the symbol's point is not known
 
@@ -60,13 +64,15 @@ class Ours(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Brokers(msgspec.Struct, frozen=True, kw_only=True):
-    """What the broker shows. `owners`: ticket of a deal, a working order or a position → our order, where it is one
-    of ours. `ended`: orders of ours that work no more. `points`: by symbol."""
+    """What the broker shows. `deal_owners`: ticket of a deal → our order, where it is one of ours; `owners`: the same
+    of working orders and of positions, which are numbered by their orders. `ended`: orders of ours that work no more.
+    `points`: by symbol."""
 
     positions: tuple[Shown, ...] = ()
     orders: tuple[BrokerOrder, ...] = ()
     ended: tuple[BrokerOrder, ...] = ()
     deals: tuple[Deal, ...] = ()
+    deal_owners: Mapping[int, str] = {}
     owners: Mapping[int, str] = {}
     points: Mapping[str, Decimal] = {}
     netting: bool = False
@@ -75,7 +81,8 @@ class Brokers(msgspec.Struct, frozen=True, kw_only=True):
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """A difference, and what records the truth: deals that are none of ours (`external`), a `command` to our order, or
-    the position set as the broker shows it. Nothing of it: the evidence does not say what happened."""
+    the position set as the broker shows it, as far as policy allows it. Nothing of it: the evidence does not say what
+    happened, or policy holds it back."""
 
     difference: Difference
     external: tuple[Deal, ...] = ()
@@ -97,22 +104,36 @@ def values_of(deal: Deal) -> Values:
     return deal.volume, deal.price, deal.commission, deal.swap, deal.fee, deal.profit
 
 
-def differences(ours: Ours, brokers: Brokers) -> tuple[Finding, ...]:
-    """Every difference, in an order that depends on nothing but them. The `policy` of each is its class's default."""
+def differences(ours: Ours, brokers: Brokers, policies: Mapping[str, str] = NO_POLICIES) -> tuple[Finding, ...]:
+    """Every difference, in an order that depends on nothing but them, with the policy of its class."""
     news = [deal for deal in brokers.deals if ours.deals.get(deal.ticket) != values_of(deal)]
     external: dict[int, list[Deal]] = {}
     own: list[Deal] = []
     for deal in sorted(news, key=lambda one: (one.time_msc, one.ticket)):
-        if brokers.owners.get(deal.ticket):
+        if brokers.deal_owners.get(deal.ticket):
             own.append(deal)
         elif deal.ticket not in ours.deals:
             external.setdefault(deal.position_id or deal.order, []).append(deal)
-    found = [*_own_deals(own, ours, brokers), *_changed_costs(news, ours, brokers)]
-    found += _positions(ours, brokers, external)
+    found = _own_deals(own, ours, brokers)
+    # A fill of ours that is not in the ledger, or not rightly, is the one difference: its position, and its order
+    # that works no more, are judged once it is recorded.
+    fills = [one.difference for one in found if one.difference.kind != "cost"]
+    waiting = {one.position_id for one in fills}
+    waiting |= {deal.position_id for deal in own if _is_unsettled(ours.orders.get(brokers.deal_owners[deal.ticket]))}
+    found += _changed_costs(news, ours, brokers)
+    found += _positions(ours, brokers, external, waiting, policies)
     for position_id in sorted(external):
         found += [_stray(deal) for deal in external[position_id]]
-    found += _orders(ours, brokers)
-    return tuple(found)
+    found += _orders(ours, brokers, {one.order_id for one in fills})
+    return tuple(replace(one, difference=_with_policy(one.difference, policies)) for one in found)
+
+
+def _with_policy(difference: Difference, policies: Mapping[str, str]) -> Difference:
+    return replace(difference, policy=policy_of(policies, difference.kind))
+
+
+def _is_unsettled(order: Order | None) -> bool:
+    return order is not None and order.status in _UNSETTLED
 
 
 # --- deals ------------------------------------------------------------------------------------------------------
@@ -121,8 +142,8 @@ def differences(ours: Ours, brokers: Brokers) -> tuple[Finding, ...]:
 def _own_deals(deals: Iterable[Deal], ours: Ours, brokers: Brokers) -> list[Finding]:
     found = []
     for deal in deals:
-        order = ours.orders.get(brokers.owners[deal.ticket])
-        if order is None or order.status in _UNSETTLED:
+        order = ours.orders.get(brokers.deal_owners[deal.ticket])
+        if order is None or _is_unsettled(order):
             continue
         command = RecordDeals(
             deals=(deal,), point=brokers.points.get(deal.symbol), broker_utc_offset_s=brokers.broker_utc_offset_s
@@ -152,7 +173,7 @@ def _changed_costs(news: Iterable[Deal], ours: Ours, brokers: Brokers) -> list[F
     found = []
     for deal in news:
         known = ours.deals.get(deal.ticket)
-        if known is None or brokers.owners.get(deal.ticket):
+        if known is None or brokers.deal_owners.get(deal.ticket):
             continue
         _, _, commission, swap, fee, profit = known
         difference = _difference(
@@ -176,34 +197,47 @@ def _stray(deal: Deal) -> Finding:
 # --- positions --------------------------------------------------------------------------------------------------
 
 
-def _positions(ours: Ours, brokers: Brokers, external: dict[int, list[Deal]]) -> list[Finding]:
-    """Takes out of `external` the deals that explain a difference of a position."""
+def _positions(
+    ours: Ours,
+    brokers: Brokers,
+    external: dict[int, list[Deal]],
+    waiting: set[int],
+    policies: Mapping[str, str],
+) -> list[Finding]:
+    """Takes out of `external` the deals that explain a difference of a position. Those `waiting` are judged later."""
     shown = {one.identifier or one.ticket: one for one in brokers.positions}
     found: list[Finding] = []
     for position_id in sorted(shown.keys() | ours.positions.keys()):
         mine, theirs = ours.positions.get(position_id), shown.get(position_id)
         owner = brokers.owners.get(position_id, "")
-        order = ours.orders.get(owner)
-        if mine is None and order is not None and order.status in _UNSETTLED:
+        if position_id in waiting or (mine is None and _is_unsettled(ours.orders.get(owner))):
             continue
         kinds = _position_kinds(mine, theirs, ours, brokers)
         if not kinds:
             continue
-        told = external.pop(position_id, [])
+        told = tuple(external.pop(position_id, ()))
+        allowed = [kind for kind, _, _ in kinds if policy_of(policies, kind) != ALERT]
+        if (
+            told
+        ):  # what they leave different is judged once they are recorded; if they may not be, what they decide waits
+            held_back = kinds[0][0] not in allowed
+            allowed = [kind for kind in allowed if held_back and kind not in _BY_DEALS]
+        order_id = (mine.entry_order_id if mine else "") or owner
+        set_right = _as_shown(position_id, order_id, allowed, mine, theirs, ours) if allowed else None
         for place, (kind, before, now) in enumerate(kinds):
             difference = _difference(
-                kind, before, now, order_id=(mine.entry_order_id if mine else "") or owner, position_id=position_id,
-                deal=told[-1].ticket if told else 0, symbol=theirs.symbol if theirs else mine.symbol if mine else "",
+                kind, before, now, order_id=order_id, position_id=position_id, deal=told[-1].ticket if told else 0,
+                symbol=theirs.symbol if theirs else mine.symbol if mine else "",
             )  # fmt: skip
             command: OrderCommand | None = None
-            if kind == "stops" and theirs is not None and difference.order_id in ours.orders:
+            if kind == "stops" and kind in allowed and theirs is not None and order_id in ours.orders:
                 command = RecordModified(position=theirs)
             found.append(
                 Finding(
                     difference=difference,
-                    external=tuple(told) if place == 0 else (),
+                    external=told if place == 0 else (),
                     command=command,
-                    position=_as_shown(position_id, kind, difference, theirs),
+                    position=set_right if kind in allowed else None,
                 )
             )
     return found
@@ -236,21 +270,38 @@ def _position_kinds(
     return found
 
 
-def _as_shown(position_id: int, kind: str, difference: Difference, theirs: Shown | None) -> PositionCorrected:
-    gone = Shown(ticket=position_id, identifier=position_id, symbol=difference.symbol)
-    return PositionCorrected(position=theirs or gone, kind=kind, order_id=difference.order_id)
+def _as_shown(
+    position_id: int, order_id: str, allowed: list[str], mine: Position | None, theirs: Shown | None, ours: Ours
+) -> PositionCorrected:
+    """The position as the broker shows it in what `allowed` names, and in the rest as we hold it."""
+    shown = theirs
+    if shown is None:
+        shown = Shown(ticket=position_id, identifier=position_id, symbol=mine.symbol if mine else "")
+    elif mine is not None:
+        if not {"side", "netting_reversal"} & {*allowed}:
+            shown = replace(
+                shown,
+                type=int(mine.side == SHORT),
+                volume=shown.volume if "volume" in allowed else mine.volume,
+                price_open=shown.price_open if "price" in allowed else mine.entry_price,
+            )
+        if "stops" not in allowed:
+            shown = replace(shown, sl=mine.sl, tp=mine.tp)
+        if "ticket_changed" not in allowed:
+            shown = replace(shown, ticket=ours.tickets.get(position_id, position_id))
+    return PositionCorrected(position=shown, kind=allowed[0], order_id=order_id)
 
 
 # --- working orders ---------------------------------------------------------------------------------------------
 
 
-def _orders(ours: Ours, brokers: Brokers) -> list[Finding]:
+def _orders(ours: Ours, brokers: Brokers, waiting: set[str]) -> list[Finding]:
     shown = {one.ticket: one for one in brokers.orders}
     ended = {one.ticket: one for one in brokers.ended}
     found = []
     for order in sorted(ours.orders.values(), key=lambda one: one.order_id):
         ticket = order.order_ticket
-        if order.status not in WORKING or not ticket:
+        if order.status not in WORKING or not ticket or order.order_id in waiting:
             continue
         row = shown.get(ticket)
         if row is None:
@@ -278,7 +329,7 @@ def _orders(ours: Ours, brokers: Brokers) -> list[Finding]:
         row = shown[ticket]
         owner = brokers.owners.get(ticket, "")
         order = ours.orders.get(owner, Order(order_id=""))
-        if order.status in _UNSETTLED:
+        if _is_unsettled(order):
             continue
         told = order.order_id and decide(order, RecordOrderState(order=row))
         now = f"{ORDER_TYPES[row.type % len(ORDER_TYPES)]} {plain(row.volume_current)} at {plain(row.price_open)}"
@@ -316,12 +367,3 @@ def _stops(sl: Decimal, tp: Decimal) -> str:
 
 def _costs(commission: Decimal, swap: Decimal, fee: Decimal, profit: Decimal) -> str:
     return f"commission {plain(commission)}, swap {plain(swap)}, fee {plain(fee)}, profit {plain(profit)}"
-
-
-def marked(found: Iterable[Finding], policies: Mapping[str, str]) -> tuple[Difference, ...]:
-    """The differences with the policy that is applied: one that the evidence does not repair is only alerted."""
-    told = []
-    for one in found:
-        policy = policy_of(policies, one.difference.kind) if one.repairs else ALERT
-        told.append(msgspec.structs.replace(one.difference, policy=policy))
-    return tuple(told)

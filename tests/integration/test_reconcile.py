@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pytest
+import orjson
+import requests
 
 from gateway.messages import outgoing
 from ledger.account_events import AccountReconciled, Difference
 from ledger.events import decode
 from ledger.order import Status
+from tests.differences import agrees
 from tests.gateway_desk import Desk, desk_in
+from tests.service import Listener, Service, serving
 
 REPORTS = ("account.reconciled", "account.snapshot_taken", "account.connected", "account.deals_followed")
 
@@ -50,7 +53,19 @@ async def adds_nothing(desk: Desk) -> None:
 
 
 def one_of(report: AccountReconciled, kind: str) -> Difference:
-    (found,) = [one for one in report.differences if one.kind == kind]
+    (found,) = report.differences
+    assert found.kind == kind
+    return found
+
+
+async def run_for(desk: Desk, trigger: str, times: int = 1) -> list[AccountReconciled]:
+    """The reports that were made on this occasion, as soon as there are so many."""
+
+    def made() -> list[AccountReconciled] | None:
+        found = [one for one in reports(desk) if one.trigger == trigger]
+        return found if len(found) >= times else None
+
+    found: list[AccountReconciled] = await desk.when(made, 30, lambda: str([one.trigger for one in reports(desk)]))
     return found
 
 
@@ -62,35 +77,15 @@ def alert_of(desk: Desk) -> str:
     return str(last.message.description)
 
 
-async def agrees(desk: Desk) -> None:
-    """Our positions are the broker's."""
-    await desk.reconciler._view.catch_up()
-    ours = {key: (one.side, one.volume, one.sl, one.tp) for key, one in desk.reconciler._view.positions.items()}
-    shown = {
-        row["identifier"]: ("short" if row["type"] else "long", *(D(str(row[name])) for name in ("volume", "sl", "tp")))
-        for row in desk.window("positions")
-    }
-    assert ours == shown
-
-
 async def test_a_position_closed_by_hand_is_missing_at_the_broker_and_corrected_by_its_deal(tmp_path: Path) -> None:
     async with desk_in(tmp_path / "d", reconciles=True) as desk:
         opened = await desk.open("o-1")
         report = await away(desk, lambda: desk.window("close", ticket=opened.position_id))
         found = one_of(report, "missing_at_broker")
-        assert (found.order_id, found.position_id, found.policy) == ("o-1", opened.position_id, "correct")
+        assert (report.trigger, found.policy) == ("start", "correct")
+        assert (found.order_id, found.position_id) == ("o-1", opened.position_id)
         assert found.deal == desk.deals()[-1]["ticket"]
         assert "missing_at_broker EURUSD" in alert_of(desk)
-        await agrees(desk)
-        await adds_nothing(desk)
-
-
-async def test_a_position_opened_by_hand_is_unknown_at_the_broker_and_adopted(tmp_path: Path) -> None:
-    async with desk_in(tmp_path / "d", reconciles=True) as desk:
-        report = await away(desk, lambda: desk.window("trade", type="buy", symbol="EURUSD", volume=0.2))
-        found = one_of(report, "unknown_at_broker")
-        assert (found.ours, found.policy) == ("", "adopt")
-        assert found.brokers.endswith("by hand")
         await agrees(desk)
         await adds_nothing(desk)
 
@@ -109,74 +104,6 @@ async def test_a_position_from_before_the_ledger_is_adopted_as_the_broker_shows_
         await adds_nothing(desk)
 
 
-async def test_a_position_halved_by_hand_differs_in_volume(tmp_path: Path) -> None:
-    async with desk_in(tmp_path / "d", reconciles=True) as desk:
-        opened = await desk.open("o-1")
-        report = await away(desk, lambda: desk.window("close", ticket=opened.position_id, volume=0.04))
-        found = one_of(report, "volume")
-        assert (found.ours, found.brokers, found.policy, found.order_id) == ("0.1", "0.06", "correct", "o-1")
-        await agrees(desk)
-        await adds_nothing(desk)
-
-
-async def test_stops_changed_by_hand_are_corrected_and_told_to_the_order(tmp_path: Path) -> None:
-    async with desk_in(tmp_path / "d", reconciles=True) as desk:
-        opened = await desk.open("o-1")
-        report = await away(desk, lambda: desk.window("modify", ticket=opened.position_id, sl=0.9, tp=1.4))
-        found = one_of(report, "stops")
-        assert (found.ours, found.brokers, found.order_id) == ("no stops", "sl 0.9, tp 1.4", "o-1")
-        modified = await desk.event("o-1", "order.modified")
-        assert (modified.sl, modified.tp, modified.by) == (D("0.9"), D("1.4"), "")
-        await agrees(desk)
-        await adds_nothing(desk)
-
-
-async def test_on_a_netting_account_a_position_turned_around_by_hand_is_a_reversal_with_another_ticket(
-    tmp_path: Path,
-) -> None:
-    async with desk_in(tmp_path / "d", "--margin-mode=netting", reconciles=True) as desk:
-        await desk.open("o-1")
-        report = await away(desk, lambda: desk.window("trade", type="sell", symbol="EURUSD", volume=0.3))
-        found = one_of(report, "netting_reversal")
-        assert (found.ours[:8], found.brokers[:9], found.policy) == ("long 0.1", "short 0.2", "correct")
-        assert one_of(report, "ticket_changed").policy == "correct"
-        await agrees(desk)
-        await adds_nothing(desk)
-
-
-async def test_on_a_netting_account_more_bought_by_hand_differs_in_volume_and_price(tmp_path: Path) -> None:
-    async with desk_in(tmp_path / "d", "--margin-mode=netting", reconciles=True) as desk:
-        await desk.open("o-1")
-
-        def buy() -> None:
-            desk.window("price", symbol="EURUSD", points=300)
-            desk.window("trade", type="buy", symbol="EURUSD", volume=0.1)
-
-        report = await away(desk, buy)
-        assert {"volume", "price"} <= {one.kind for one in report.differences}
-        await agrees(desk)
-        await adds_nothing(desk)
-
-
-async def test_a_position_reopened_over_night_is_known_by_its_new_ticket(tmp_path: Path) -> None:
-    async with desk_in(tmp_path / "d", reconciles=True) as desk:
-        opened = await desk.open("o-1")
-        report = await away(desk, lambda: desk.window("reopen", ticket=opened.position_id))
-        assert one_of(report, "ticket_changed").ours == str(opened.position_id)
-        await agrees(desk)
-        await adds_nothing(desk)
-
-
-async def test_a_working_order_deleted_by_hand_is_missing_and_its_end_is_recorded(tmp_path: Path) -> None:
-    async with desk_in(tmp_path / "d", reconciles=True) as desk:
-        placed = await desk.open("o-1", order_type="buy_limit", price=0.9)
-        report = await away(desk, lambda: desk.window("close", ticket=placed.order_ticket))
-        found = one_of(report, "order_missing")
-        assert (found.order_id, found.policy) == ("o-1", "correct")
-        assert (await desk.ended("o-1")).status is Status.CANCELLED
-        await adds_nothing(desk)
-
-
 async def test_a_working_order_filled_meanwhile_misses_its_fill(tmp_path: Path) -> None:
     async with desk_in(tmp_path / "d", reconciles=True) as desk:
         placed = await desk.open("o-1", order_type="buy_limit", price=0.9)
@@ -185,15 +112,6 @@ async def test_a_working_order_filled_meanwhile_misses_its_fill(tmp_path: Path) 
         assert (found.order_id, found.brokers, found.policy) == ("o-1", "buy 0.1 at 0.9", "adopt")
         assert (await desk.ended("o-1")).filled_volume == D("0.1")
         await agrees(desk)
-        await adds_nothing(desk)
-
-
-async def test_a_price_of_a_working_order_changed_by_hand_is_corrected(tmp_path: Path) -> None:
-    async with desk_in(tmp_path / "d", reconciles=True) as desk:
-        placed = await desk.open("o-1", order_type="buy_limit", price=0.9)
-        report = await away(desk, lambda: desk.window("modify", ticket=placed.order_ticket, price=0.91))
-        assert one_of(report, "price").policy == "correct"
-        assert (await desk.event("o-1", "order.modified")).price == D("0.91")
         await adds_nothing(desk)
 
 
@@ -211,45 +129,6 @@ async def test_a_working_order_placed_by_hand_is_alerted_once_and_then_stands(tm
         assert (later.differences, later.standing) == ((), (found,))
 
 
-async def test_costs_booked_after_the_deal_are_picked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with desk_in(tmp_path / "d") as desk:
-        await desk.open("o-1")
-        await desk.sync.stop()
-        ask = desk.query.activity
-
-        async def with_swap(since_msc: int, **what: bool) -> Any:
-            """As a broker does that books costs after the deal."""
-            seen = await ask(since_msc, **what)
-            deals = tuple(msgspec.structs.replace(deal, swap=D("-1.5")) if deal.symbol else deal for deal in seen.deals)
-            return msgspec.structs.replace(seen, deals=deals)
-
-        monkeypatch.setattr(desk.query, "activity", with_swap)
-        found = one_of(await desk.reconciler.run("demand"), "cost")
-        assert (found.order_id, found.policy) == ("o-1", "correct")
-        assert (await desk.event("o-1", "order.fill_costs_changed")).swap == D("-1.5")
-        await adds_nothing(desk)
-
-
-async def test_with_the_policy_alert_a_difference_is_told_and_nothing_is_changed(tmp_path: Path) -> None:
-    async with desk_in(tmp_path / "d", reconciles=True, RECONCILE_POLICY="stops=alert") as desk:
-        opened = await desk.open("o-1")
-        report = await away(desk, lambda: desk.window("modify", ticket=opened.position_id, sl=0.9))
-        assert one_of(report, "stops").policy == "alert"
-        assert "modified" not in desk.topics("o-1")
-        await adds_nothing(desk)
-        assert [one.kind for one in (await desk.reconciler.run("demand")).standing] == ["stops"]
-
-
-async def test_it_runs_after_a_reconnect_and_by_interval(tmp_path: Path) -> None:
-    async with desk_in(tmp_path / "d", reconciles=True, SYNC_INTERVAL_MINUTES="0.005") as desk:
-        desk.window("cut", duration="1s")
-
-        def seen() -> bool | None:
-            return {"start", "reconnect", "interval"} <= {one.trigger for one in reports(desk)} or None
-
-        assert await desk.when(seen, 15, lambda: str([one.trigger for one in reports(desk)]))
-
-
 async def test_an_order_under_way_is_no_difference(tmp_path: Path) -> None:
     async with desk_in(tmp_path / "d") as desk:
         desk.fault("order_send:late=700ms*1")
@@ -257,3 +136,73 @@ async def test_an_order_under_way_is_no_difference(tmp_path: Path) -> None:
         report = await desk.reconciler.run("demand")
         await desk.until("o-1", Status.FILLED, Status.UNKNOWN)
         assert report.differences == ()
+
+
+# --- the occasions ----------------------------------------------------------------------------------------------
+
+
+async def test_a_start_that_cannot_see_the_account_tries_again_until_it_does(tmp_path: Path) -> None:
+    async with desk_in(tmp_path / "d", reconciles=True) as desk:
+        await run_for(desk, "start")
+        report = await away(desk, lambda: desk.window("fault", add="positions_get:error=-10004*2"))
+        assert report.trigger == "start"
+
+
+async def test_it_runs_after_each_reconnect(tmp_path: Path) -> None:
+    async with desk_in(tmp_path / "d", reconciles=True) as desk:
+        for times in (1, 2):
+            desk.window("cut")
+            await desk.when(lambda n=times: seen(desk, "account.disconnected", n), 30, lambda: str(desk.topics("")))
+            desk.window("trade", type="buy", symbol="EURUSD", volume=0.2)
+            desk.window("cut", duration="off")
+            await run_for(desk, "reconnect", times)
+        await agrees(desk)
+
+
+async def test_a_reconnect_makes_none_where_that_is_switched_off(tmp_path: Path) -> None:
+    async with desk_in(tmp_path / "d", reconciles=True, RECONCILE_ON_DISCONNECT="false") as desk:
+        await run_for(desk, "start")
+        connected = desk.topics("").count("account.connected")
+        desk.window("cut")
+        await desk.event("", "account.disconnected", 30)
+        desk.window("cut", duration="off")
+        await desk.when(lambda: seen(desk, "account.connected", connected + 1), 30, lambda: str(desk.topics("")))
+        await desk.reconciler.run("demand")
+        assert [one.trigger for one in reports(desk)] == ["start", "demand"]
+
+
+async def test_it_runs_by_interval_also_by_one_that_was_changed_meanwhile(tmp_path: Path) -> None:
+    async with desk_in(tmp_path / "d", reconciles=True, SYNC_INTERVAL_MINUTES="1440") as desk:
+        await run_for(desk, "start")
+        desk.reconciler.use(msgspec.structs.replace(desk.settings, sync_interval_minutes=0.002))
+        await run_for(desk, "interval", 3)
+
+
+def seen(desk: Desk, topic: str, times: int) -> bool | None:
+    return True if desk.topics("").count(topic) >= times else None
+
+
+async def test_a_running_service_tells_of_it_by_command_bus_metric_and_http(tmp_path: Path) -> None:
+    """Stops of a foreign position are what only the reconciliation takes up."""
+    with serving(tmp_path / "d", CLICKHOUSE_URL="off", BROKER_CONTROL="on") as service:
+        ticket = orjson.loads(service.cli("sim", "trade", "sell", "EURUSD", "0.3", "--magic", "777", "--json").stdout)
+        service.cli("reconcile")
+        service.cli("sim", "modify", str(ticket["order"]), "--sl", "1.5")
+        async with Listener(service.info["nats_url"]) as listener:
+            asked = await listener.connection.request(
+                "broker.control.reconcile", b'{"by": "ops", "reason": "test"}', timeout=20
+            )
+            (found,) = orjson.loads(asked.data)["reconciled"]["differences"]
+            assert (found["kind"], found["policy"], found["brokers"]) == ("stops", "correct", "sl 1.5, tp 0")
+            _, told = await listener.wait_for(lambda _, body: "stops" in body.get("description", ""))
+            assert (told["kind"], told["event"]) == ("reconciliation", "account.reconciled")
+        assert "no difference" in service.cli("reconcile").stdout
+        shown = get(service, "/api/v1/positions").json()["positions"]
+        assert [(one["position_id"], one["sl"]) for one in shown] == [(ticket["order"], "1.5")]
+        counted = get(service, "/metrics").text
+        assert 'differences_total{kind="stops",policy="correct"} 1.0' in counted
+        assert 'alerts_total{kind="reconciliation"}' in counted
+
+
+def get(service: Service, path: str) -> requests.Response:
+    return requests.get(service.info["http_url"] + path, timeout=20)

@@ -14,12 +14,14 @@ import pytest
 
 from gateway.simulated.window import WindowRefused
 from ledger.order import ENDED, Status
+from tests.differences import agrees
 from tests.gateway_desk import Desk, desk_in
 
 STEPS = int(os.environ.get("MANUAL_STEPS", "120"))
 SEED = int(os.environ.get("MANUAL_SEED", "7"))
 _SETTLED = (*sorted(ENDED), Status.PLACED, Status.PARTIALLY_FILLED)
 SYMBOLS = ("EURUSD", "XAUUSD")
+BY_PROGRAM = 3  # DEAL_REASON_EXPERT
 
 
 class Hands:
@@ -49,7 +51,7 @@ class Hands:
     def by_hand(self) -> None:
         window, random = self.desk.window, self.random
         positions, orders = window("positions"), window("orders")
-        choice = random.randrange(6)
+        choice = random.randrange(9)
         if choice == 0 and positions:
             one = random.choice(positions)
             window("close", ticket=one["ticket"], volume=random.choice([None, 0.03]))
@@ -65,6 +67,27 @@ class Hands:
             window("trade", type=kind, symbol=random.choice(SYMBOLS), volume=random.choice([0.05, 0.2]))
         elif choice == 5 and len(orders) < 20:
             window("trade", type="buy-limit", symbol="EURUSD", volume=0.1, price=0.9)
+        elif choice == 6 and len(positions) < 40:
+            window("trade", type="sell", symbol=random.choice(SYMBOLS), volume=0.1, magic=777)
+        elif choice == 7 and positions:
+            self.by_staff(random.choice(positions))
+        elif choice == 8:
+            ours = [deal for deal in self.desk.deals()[-20:] if deal["magic"] > 777 and deal["reason"] == BY_PROGRAM]
+            if ours:
+                window("book", deal=random.choice(ours)["ticket"], swap=round(random.uniform(-3, 3), 2))
+
+    def by_staff(self, position: dict[str, Any]) -> None:
+        """What no deal tells of, and what a broker does over night."""
+        window, random, ticket = self.desk.window, self.random, position["ticket"]
+        choice = random.randrange(4)
+        if choice == 0:
+            window("reopen", ticket=ticket)
+        elif choice == 1:
+            window("amend", ticket=ticket, volume=random.choice([0.05, 0.15]))
+        elif choice == 2:
+            window("amend", ticket=ticket, price=round(position["price_open"] * 1.01, 2))
+        else:
+            window("amend", ticket=ticket, side="buy" if position["type"] else "sell")
 
 
 @pytest.mark.parametrize("mode", ["hedging", "netting"])
@@ -95,14 +118,11 @@ async def settled(desk: Desk, order_id: str) -> None:
 
 
 async def holds_what_the_broker_holds(desk: Desk, told: str) -> None:
-    view = desk.reconciler._view
-    await view.catch_up()
-    ours = {key: (one.side, one.volume, one.sl, one.tp) for key, one in view.positions.items()}
-    shown = {
-        row["identifier"]: ("short" if row["type"] else "long", *(D(str(row[one])) for one in ("volume", "sl", "tp")))
-        for row in desk.window("positions")
-    }
-    assert ours == shown, told
+    await agrees(desk, told)
+    recorded = desk.reconciler._view.deals
+    for deal in desk.deals():
+        values = tuple(D(str(deal[name])) for name in ("volume", "price", "commission", "swap", "fee", "profit"))
+        assert recorded.get(deal["ticket"]) == values, f"{told}: {deal}"
     working = {row["ticket"] for row in desk.window("orders") if row["magic"]}
     placed = {one.order_ticket for one in desk.ledger.open_orders.values()}
     assert placed == working, told
