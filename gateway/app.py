@@ -188,7 +188,7 @@ class Service:
 
         def use(new: Settings) -> None:
             set_log_level(new.log_level)
-            for part in (submitter, edge, sync, reconciler):
+            for part in (submitter, edge, sync, reconciler, link, trade, query, observation):
                 part.use(new)
 
         await self._hub.follow(ledger, connection, use, BUILD)

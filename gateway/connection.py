@@ -13,6 +13,7 @@ from typing import Final
 import structlog
 
 from gateway.broker import Account, Broker, LoginRefused, TerminalError
+from gateway.config import Settings
 from gateway.terminal import TerminalStatus
 from ledger.account_events import AccountConnected, AccountDisconnected
 from ledger.account_events import LoginRefused as LoginRefusal
@@ -52,6 +53,11 @@ class Connection:
         self._task: asyncio.Task[None] | None = None
         self._verifying: asyncio.Task[bool] | None = None
         self._listeners: list[Callable[[bool], None]] = []
+
+    def use(self, settings: Settings) -> None:
+        """Whether and how often a lost connection is looked at, from now on."""
+        self._auto, self._longest_s = settings.auto_reconnect, settings.reconnect_interval_s
+        self._wake.set()
 
     @property
     def up(self) -> bool:
@@ -108,7 +114,7 @@ class Connection:
         pause_s = FIRST_PAUSE_S
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._check_s / 2 if self.up else pause_s):
+                async with asyncio.timeout(self._check_s / 2 if self.up else min(pause_s, self._longest_s)):
                     await self._wake.wait()
             self._wake.clear()
             if self.up:

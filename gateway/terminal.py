@@ -38,6 +38,7 @@ from gateway.broker import (
     Tick,
     Unknown,
 )
+from gateway.config import Settings
 from gateway.retcodes import lookup_error
 from gateway.terminal_child import (
     AskAccount,
@@ -100,6 +101,7 @@ class TerminalProcess:
         self._children: set[Child] = set()  # all that are not gone yet
         self._starting = asyncio.Lock()
         self._restart: asyncio.Task[None] | None = None
+        self._settings_changed = asyncio.Event()
         self._reaping: set[asyncio.Future[Any]] = set()
 
     def __repr__(self) -> str:
@@ -143,6 +145,16 @@ class TerminalProcess:
             await child.gone.wait()
         if self._reaping:
             await asyncio.wait(self._reaping)
+
+    def use(self, settings: Settings) -> None:
+        """Whether and how often a lost terminal is started again, from now on. The one for queries always is."""
+        restart = settings.auto_reconnect or self.settings.role == "query"
+        self.settings = msgspec.structs.replace(
+            self.settings, restart=restart, reconnect_interval_s=settings.reconnect_interval_s
+        )
+        self._settings_changed.set()
+        if self.status.state == "down":
+            self._restart_later()
 
     def _set(self, state: Any, text: str = "", code: int = 0) -> None:
         status = TerminalStatus(state, text, code)
@@ -211,7 +223,12 @@ class TerminalProcess:
     async def _restart_until_connected(self) -> None:
         delay = FIRST_DELAY_S
         while True:
-            await asyncio.sleep(delay * self._jitter.uniform(0.75, 1.25))
+            self._settings_changed.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(delay * self._jitter.uniform(0.75, 1.25)):
+                    await self._settings_changed.wait()
+            if not self.settings.restart:
+                return
             delay = min(delay * 2, self.settings.reconnect_interval_s)
             async with self._starting:
                 if self._child is not None:

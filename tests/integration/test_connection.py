@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from gateway.config import load
 from ledger.account_events import AccountConnected, AccountDisconnected
 from ledger.order import Status
-from tests.gateway_desk import Desk, desk_in
+from tests.gateway_desk import QUICK, Desk, desk_in
 
 MARKET = {"symbol": "EURUSD", "order_type": "buy", "volume": 0.1}
 
@@ -85,6 +86,23 @@ async def test_without_auto_reconnect_orders_wait_for_an_operator(tmp_path: Path
         assert await desk.connection.reconnect()
         assert (await desk.ended("o-1")).status is Status.FILLED
         assert len(desk.deals()) == 1
+
+
+async def test_auto_reconnect_may_be_switched_while_it_runs_and_while_the_terminal_is_lost(desk: Desk) -> None:
+    def use(auto_reconnect: str) -> None:
+        settings = load({"data": str(desk.folder)}, QUICK | {"AUTO_RECONNECT": auto_reconnect})
+        desk.connection.use(settings)
+        desk.trade.use(settings)
+
+    use("off")
+    assert desk.trade.pid is not None
+    os.kill(desk.trade.pid, signal.SIGKILL)
+    assert "until an operator reconnects" in (await down(desk)).reason
+    await desk.submit("o-1", **MARKET)
+    await desk.until("o-1", Status.PARKED)
+    use("on")
+    await connects(desk, 2)
+    assert (await desk.ended("o-1")).status is Status.FILLED
 
 
 async def test_a_terminal_that_dies_during_a_send_comes_back_and_settles_what_it_left(desk: Desk) -> None:
