@@ -48,7 +48,7 @@ class Connection:
         self._verified_at = time.monotonic()
         self._is_up = asyncio.Event()
         self._is_up.set()
-        self.reason = ""
+        self.reason, self._refused = "", False  # of a connection that is down: why, and whether by the broker's word
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._verifying: asyncio.Task[bool] | None = None
@@ -149,18 +149,20 @@ class Connection:
         if self.up:
             return
         self._is_up.set()
-        self.reason = ""
+        self.reason, self._refused = "", False
         log.info("connected to the broker again")
         self._record(self._connected())
         for listener in self._listeners:
             listener(True)
 
     def _fall(self, reason: str, *, refused: bool = False, code: int = 0) -> None:
-        if not self.up:
-            self.reason = reason
-            return
+        was_up, news = self.up, refused and not self._refused
         self._is_up.clear()
-        self.reason = reason
+        if refused or not self._refused:  # the broker's word says more than that nobody answers since
+            self.reason = reason
+        self._refused |= refused
+        if not (was_up or news):
+            return
         remedy = "" if self._auto else "; orders wait until an operator reconnects"
         log.error("the connection to the broker is lost", reason=reason + remedy)
         login, server = self.account.login, self.account.server
@@ -168,8 +170,9 @@ class Connection:
             self._record(LoginRefusal(login=login, server=server, code=code, reason=reason + remedy))
         else:
             self._record(AccountDisconnected(login=login, server=server, reason=reason + remedy))
-        for listener in self._listeners:
-            listener(False)
+        if was_up:
+            for listener in self._listeners:
+                listener(False)
 
     def _connected(self) -> AccountConnected:
         account = self.account

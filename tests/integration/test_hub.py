@@ -19,7 +19,7 @@ from ledger.events import account_stream, event_of
 from tests.hub import AnyHub, any_hub, operational
 from tests.nats_server import nats_server
 from tests.servers import free_port
-from tests.service import Listener, Service, market_order
+from tests.service import Listener, Service, market_order, until
 
 DEFAULTS = {"operational": {"order_settings": {"max_retries": 3, "retry_delay_seconds": 5}}}
 PATIENCE_S = 20.0
@@ -209,17 +209,12 @@ class Hubbed:
 
     async def last(self, wanted: Callable[[Any], bool]) -> Any:
         """The newest configuration that was accepted or refused, once it is what is wanted."""
-        async with asyncio.timeout(PATIENCE_S):
-            while not wanted(found := self.configurations()[-1]):  # noqa: ASYNC110  # the other process tells nobody
-                await asyncio.sleep(0.02)
-            return found
+        return await until(lambda: found if wanted(found := self.configurations()[-1]) else None)
 
     async def warned(self, text: str) -> None:
         """Waits until the log says it once more."""
         before = self.service.log().count(text)
-        async with asyncio.timeout(PATIENCE_S):
-            while self.service.log().count(text) == before:  # noqa: ASYNC110  # the other process tells nobody
-                await asyncio.sleep(0.02)
+        await until(lambda: self.service.log().count(text) > before)
 
     async def tell(self, *messages: bytes) -> None:
         """On the subject of the hub's changes."""
@@ -271,8 +266,7 @@ class Load:
     async def more(self) -> None:
         """Some more of them, sent by now."""
         wanted = self.sent + 3
-        while self.sent < wanted:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+        await until(lambda: self.sent >= wanted)
 
     async def stop(self) -> None:
         self._task.cancel()

@@ -21,7 +21,7 @@ from tests.broker_fake import ACCOUNT
 from tests.desk import desk
 from tests.hub import HubProcess, operational
 from tests.nats_server import nats_server
-from tests.service import Listener, Service, market_order
+from tests.service import Listener, Service, market_order, until
 
 PATIENCE_S = 20.0
 HOT = {name: about.at for name, about in ABOUT.items() if about.hot}
@@ -116,14 +116,6 @@ class Running:
     async def reconcile(self) -> None:
         done = await asyncio.to_thread(self.service.cli, "reconcile")
         assert done.returncode == 0, done.stderr
-
-
-async def until(found: Callable[[], Any]) -> Any:
-    """What is found, once there is anything: another process brings it about."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not (value := found()):  # noqa: ASYNC110  # the other process tells nobody
-            await asyncio.sleep(0.02)
-        return value
 
 
 @pytest.fixture(scope="module")
