@@ -16,7 +16,7 @@ from gateway.settings_table import ABOUT
 from gateway.show import open_ledger
 from gateway.simulated.window import ask
 from ledger.account_events import ConfigurationAccepted
-from ledger.events import account_stream, event_of
+from ledger.events import Recorded, account_stream, decode, event_of
 from tests.broker_fake import ACCOUNT
 from tests.desk import desk
 from tests.hub import HubProcess, operational
@@ -91,10 +91,17 @@ class Running:
     def account(self) -> list[Any]:
         return self._stream(account_stream(self._settings.mt5_login or self.login))
 
+    def versions(self, suffix: str) -> set[str]:
+        """Of the settings, in the events of an order."""
+        return {decode(one).config_version for one in self._records(f"order/{self.id(suffix)}")}
+
     def _stream(self, name: str) -> list[Any]:
+        return [event_of(one) for one in self._records(name)]
+
+    def _records(self, name: str) -> list[Recorded]:
         store = open_ledger(self._settings)
         try:
-            return [event_of(one) for one in store.stream(name)]
+            return store.stream(name)
         finally:
             store.close()
 
@@ -165,7 +172,7 @@ def test_every_setting_that_is_reloaded_shows_its_effect() -> None:
     assert set(CASES) == set(HOT)
 
 
-# --- log ------------------------------------------------------------------------------------------------------------
+# --- log -------------------------------------------------------------------------------------------------------------
 
 
 @shows("LOG_LEVEL")
@@ -446,9 +453,11 @@ def topic(name: str) -> Callable[[Any], bool]:
 async def _(g: Running) -> None:
     await g.change(False)
     g.window("cut")
-    lost = await g.recorded(topic("disconnected"))
+    try:
+        lost = await g.recorded(topic("disconnected"))
+    finally:
+        g.window("cut", duration="off")
     assert "orders wait until an operator reconnects" in lost.reason
-    g.window("cut", duration="off")
     await g.listener.send(market_order(g.id()))
     await g.listener.wait_for(g.told("order.parked"), PATIENCE_S)
     await g.back()
@@ -508,7 +517,22 @@ async def _(g: Running) -> None:
         await g.recorded(lambda one, ticket=ticket: topic("external_deal_observed")(one) and one.deal.ticket == ticket)
 
 
-# --- what does not change while it runs -------------------------------------------------------------------------------
+# --- what is on record of it -----------------------------------------------------------------------------------------
+
+
+async def test_every_event_of_an_order_names_the_version_of_the_settings_in_force(parts: Any) -> None:
+    service, hub, bus_url = parts
+    async with Listener(bus_url) as listener:
+        g = Running(service, hub, listener, "MAX_RETRIES")
+        versions = []
+        for retries in (7, 8):
+            versions.append((await g.change(retries)).version)
+            await g.order(f"-version-{retries}")
+        assert [g.versions(f"-version-{retries}") for retries in (7, 8)] == [{one} for one in versions]
+        assert versions[0] != versions[1]
+
+
+# --- what does not change while it runs ------------------------------------------------------------------------------
 
 WAITS = {
     "mt5_connection.timeout_seconds": 9,
