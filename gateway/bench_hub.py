@@ -42,8 +42,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """`seconds`: of orders under each mood, in each round."""
 
     orders_per_s: float = 100.0
-    seconds: float = 8.0
-    rounds: int = 3
+    seconds: float = 6.0
+    rounds: int = 4  # a multiple of the moods: each is at each place in turn
     folder: Path | None = None
 
 
@@ -191,5 +191,5 @@ class _Hub:
 
     async def _answer(self, _: web.Request) -> web.Response:
         if self._mood == "slow":
-            await asyncio.Event().wait()
+            await asyncio.sleep(OUTCOME_S)  # longer than anybody waits
         return web.Response(body=next(self._lies) if self._mood == "lying" else GOOD)

@@ -263,8 +263,13 @@ async def _(clinic: Clinic) -> AsyncIterator[Broken]:
 @breaks("fills are not told", "orders are taken")
 async def _(clinic: Clinic) -> AsyncIterator[Broken]:
     worn = await clinic.worn()
+    name = f"order-ledger-{worn.service.info['login']}"
     worn.service.kill()
     async with Listener(worn.bus_url) as listener:
+        js = listener.connection.jetstream()
+        async with asyncio.timeout(PATIENCE_S):
+            while (await js.consumer_info("ORDERS", name)).num_waiting:  # noqa: ASYNC110  # the server tells nobody
+                await asyncio.sleep(0.05)
         await listener.send(market_order("nobody-takes-it"))
     yield worn, {}, "1 orders wait and nobody pulls them"
 
@@ -288,11 +293,15 @@ async def _(clinic: Clinic) -> AsyncIterator[Broken]:
 
 
 async def filled_behind_our_back(patient: Patient, order_id: str, price: float) -> None:
-    """A working order is filled, and nobody looks until the reconciliation does."""
-    ticket = (await patient.order(order_id, order_type="buy_limit", price=0.9))["ticket"]
-    await asyncio.sleep(1.5)  # it is looked for quickly for a while after it was placed
-    patient.window("fill", ticket=ticket, price=price)
-    await patient.reconcile()
+    """A working order is filled, and the reconciliation is the first to see it."""
+    for number in range(5):
+        ticket = (await patient.order(f"{order_id}-{number}", order_type="buy_limit", price=0.9))["ticket"]
+        await asyncio.sleep(1.5)  # after it was placed it is looked for quickly, for about so long
+        patient.window("fill", ticket=ticket, price=price)
+        await patient.reconcile()
+        if any(one.kind == "fill_missing" for one in (await patient.recorded("reconciled")).differences):
+            return
+    raise AssertionError("each fill was seen at once")
 
 
 # --- positions differ ------------------------------------------------------------------------------------------------
@@ -348,12 +357,12 @@ async def _(clinic: Clinic) -> AsyncIterator[Broken]:
 
 @breaks("high latency to the broker", "response times")
 async def _(clinic: Clinic) -> AsyncIterator[Broken]:
-    yield await clinic.worn(), {}, "3 answers took more than 1 s"
+    yield await clinic.worn(), {}, "answers took more than 1 s"
 
 
 @breaks("high latency to the broker", "limit or market")
 async def _(clinic: Clinic) -> AsyncIterator[Broken]:
-    yield await clinic.worn(), {}, "market p50 1."
+    yield await clinic.worn(), {}, "market p50"
 
 
 @breaks("high latency to the broker", "broker")

@@ -373,9 +373,9 @@ async def _(g: Running) -> None:
 async def _(g: Running) -> None:
     g.window("market", symbol="EURUSD", changes={"quoting": "off"})
     try:
-        assert "no new price" not in await refused(g, "-before", volume=500)
+        assert "is closed" not in await refused(g, "-before", volume=500)
         await g.change(0.001)
-        assert "closed" in await refused(g, volume=500)
+        assert "the market of EURUSD is closed" in await refused(g, volume=500)
     finally:
         g.window("market", symbol="EURUSD", changes={"quoting": "on"})
 
