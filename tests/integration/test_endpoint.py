@@ -335,7 +335,7 @@ async def test_a_taken_port_is_replaced_by_a_free_one(
 
 async def test_a_host_that_is_not_this_machine_is_an_error_that_names_it(database: str) -> None:
     endpoint = Endpoint(engine_path(), host="192.0.2.1", database=database)
-    with pytest.raises(OSError, match="192.0.2.1"):
+    with pytest.raises(OSError, match=r"192\.0\.2\.1"):
         await endpoint.start()
     await endpoint.close()
 
