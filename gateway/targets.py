@@ -5,7 +5,6 @@ two at once could not be told apart). On a netting account a deal of a symbol mo
 close excludes the opening orders of its symbol too, or both together could open the other side.
 """
 
-import itertools
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Final, NamedTuple
@@ -142,7 +141,7 @@ class InFlight:
         self._waiting: dict[Key, dict[str, bool]] = {}  # whether it wants the key for itself alone
         self._turns: dict[str, int] = {}  # of those that wait
         self._wanted: dict[str, set[Key]] = {}  # by those that wait
-        self._came = itertools.count()
+        self._came = 0
 
     def holder(self, key: Key) -> str:
         """The order that has the key for itself; empty when none has."""
@@ -197,7 +196,9 @@ class InFlight:
 
     def _wait(self, order_id: str, keys: list[Key], *, shared: bool) -> None:
         """For those that are taken alone: what is free of its keys may go to others meanwhile, once."""
-        self._turns.setdefault(order_id, next(self._came))
+        if order_id not in self._turns:
+            self._came += 1
+            self._turns[order_id] = self._came
         self._wanted.setdefault(order_id, set()).update(keys)
         for key in keys:
             self._waiting.setdefault(key, {})[order_id] = not shared
