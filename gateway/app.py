@@ -166,6 +166,7 @@ class Service:
             trade,
             ledger,
             account,
+            query=query,
             terminal=settings.terminal,
             check_s=settings.connection_check_s,
             auto_reconnect=settings.auto_reconnect,
@@ -180,7 +181,7 @@ class Service:
         sync = Sync(ledger, store, query, settings, utc_now, link, submitter)
         reconciler = Reconciler(ledger, store, query, settings, utc_now, link, submitter, sync)
         ask = reconciler.on_demand
-        edge = Edge(settings, ledger, store, query, submitter, account, connection, utc_now, BUILD, ask)
+        edge = Edge(settings, ledger, store, query, submitter, account, connection, utc_now, BUILD, ask, link.reconnect)
         self._later("limits and alerts", edge.stop)
         self._failures.extend(await edge.start())
         projections.listen(edge.alerts.projections_changed)

@@ -27,7 +27,7 @@ from ledger.writer import Cause, Ledger
 
 class Edge:
     """Started before orders are taken up, so that none is sent unjudged; listens once they are. `reconcile`: compares
-    our view with the broker's and tells what it found."""
+    our view with the broker's and tells what it found; `reconnect`: connects to the broker, tells why it could not."""
 
     def __init__(
         self,
@@ -41,6 +41,7 @@ class Edge:
         clock: Callable[[], datetime],
         version: str,
         reconcile: Callable[[Cause], Awaitable[AccountReconciled]] | None = None,
+        reconnect: Callable[[], Awaitable[str]] | None = None,
     ) -> None:
         self._settings, self._connection = settings, connection
         self._watch = Watch(ledger.tail)
@@ -68,6 +69,7 @@ class Edge:
             open_now=queries.open_now,
             take=submitter.take,
             reconcile=reconcile,
+            reconnect=reconnect,
         )
         self._service = MicroService(
             connection,
