@@ -14,7 +14,7 @@ import structlog
 
 from gateway.broker import Account, Broker, LoginRefused, TerminalError
 from gateway.config import Settings
-from gateway.terminal import TerminalStatus
+from gateway.terminal import TerminalStatus, pauses
 from ledger.account_events import AccountConnected, AccountDisconnected
 from ledger.account_events import LoginRefused as LoginRefusal
 from ledger.errors import LedgerError
@@ -23,7 +23,6 @@ from ledger.writer import Cause, Ledger
 
 log = structlog.get_logger()
 
-FIRST_PAUSE_S: Final = 0.1
 CAUSE: Final = Cause(actor="gateway")
 
 
@@ -38,11 +37,12 @@ class Connection:
         account: Account,
         *,
         terminal: str,
+        query: Broker | None = None,
         check_s: float = 1.0,
         auto_reconnect: bool = True,
         reconnect_interval_s: float = 30.0,
     ) -> None:
-        self._trade, self._ledger, self._terminal = trade, ledger, terminal
+        self._trade, self._ledger, self._terminal, self._query = trade, ledger, terminal, query
         self.account = account
         self._check_s, self._auto, self._longest_s = check_s, auto_reconnect, reconnect_interval_s
         self._verified_at = time.monotonic()
@@ -92,38 +92,43 @@ class Connection:
             self._verifying = asyncio.create_task(self._verify(), name="verify-connection")
         return await asyncio.shield(self._verifying)
 
-    async def reconnect(self) -> bool:
-        """On an operator's word: starts the terminal again where it is needed, and looks."""
-        with contextlib.suppress(TerminalError):
-            await self._trade.connect()
+    async def reconnect(self) -> str:
+        """On an operator's word: starts the terminals again where it is needed, and looks. Tells why it is not
+        connected, if it is not."""
+        for terminal in (self._trade, self._query):
+            if terminal is not None:
+                with contextlib.suppress(TerminalError):
+                    await terminal.connect()
         found = await self._ask()
         if found is not None:
             self._rise(found)
-        return self.up
+        return "" if self.up else self.reason or "the terminal does not answer"
 
     def terminal_changed(self, status: TerminalStatus) -> None:
         """News of the trading terminal's process."""
         if status.state == "down":
             self._fall(status.text or "the terminal is down")
         elif status.state == "refused":
-            self._fall(status.text, refused=True, code=status.code)
+            self._fall(status.text, refused=True, code=status.code, for_good=True)
         elif status.state == "connected":
             self._wake.set()
 
     async def _watch(self) -> None:
-        pause_s = FIRST_PAUSE_S
+        waits = pauses(self._longest_s)
+        pause_s = next(waits)
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._check_s / 2 if self.up else min(pause_s, self._longest_s)):
                     await self._wake.wait()
             self._wake.clear()
             if self.up:
-                pause_s = FIRST_PAUSE_S
+                waits = pauses(self._longest_s)
+                pause_s = next(waits)
                 if time.monotonic() - self._verified_at >= self._check_s / 2:
                     await self.verify()
             elif self._auto:
                 await self.verify()
-                pause_s = min(pause_s * 2, self._longest_s)
+                pause_s = next(waits)
 
     async def _verify(self) -> bool:
         found = await self._ask()
@@ -155,21 +160,20 @@ class Connection:
         for listener in self._listeners:
             listener(True)
 
-    def _fall(self, reason: str, *, refused: bool = False, code: int = 0) -> None:
-        was_up, news = self.up, refused and not self._refused
+    def _fall(self, reason: str, *, refused: bool = False, code: int = 0, for_good: bool = False) -> None:
+        """`for_good`: nothing is tried any more until an operator reconnects."""
+        was_up, login, server = self.up, self.account.login, self.account.server
         self._is_up.clear()
         if refused or not self._refused:  # the broker's word says more than that nobody answers since
             self.reason = reason
-        self._refused |= refused
-        if not (was_up or news):
-            return
-        remedy = "" if self._auto else "; orders wait until an operator reconnects"
-        log.error("the connection to the broker is lost", reason=reason + remedy)
-        login, server = self.account.login, self.account.server
-        if refused:
+        remedy = "; orders wait until an operator reconnects" if for_good or not self._auto else ""
+        if refused and not self._refused:  # also when it was lost before: that is another matter for a person
+            log.error("the broker refuses the login", reason=reason + remedy)
             self._record(LoginRefusal(login=login, server=server, code=code, reason=reason + remedy))
-        else:
+        elif was_up:
+            log.error("the connection to the broker is lost", reason=reason + remedy)
             self._record(AccountDisconnected(login=login, server=server, reason=reason + remedy))
+        self._refused = self._refused or refused
         if was_up:
             for listener in self._listeners:
                 listener(False)

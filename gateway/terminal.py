@@ -15,7 +15,7 @@ A child that misses a deadline, dies or loses its terminal is replaced in the ba
 import asyncio
 import random
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final, Literal, TypeVar
 
@@ -186,7 +186,10 @@ class TerminalProcess:
 
     async def _spawn(self) -> Child:
         loop = asyncio.get_running_loop()
-        (ours, theirs), (evidence, their_evidence) = socket.socketpair(), socket.socketpair()
+        try:
+            (ours, theirs), (evidence, their_evidence) = socket.socketpair(), socket.socketpair()
+        except OSError as error:
+            raise TerminalError(f"the terminal process could not be started: {error}") from None
         ours.setblocking(False)
         evidence.setblocking(False)
         try:
@@ -221,15 +224,15 @@ class TerminalProcess:
             self._restart = asyncio.get_running_loop().create_task(self._restart_until_connected())
 
     async def _restart_until_connected(self) -> None:
-        delay = FIRST_DELAY_S
+        waits = pauses(self.settings.reconnect_interval_s)
         while True:
             self._settings_changed.clear()
             with suppress(TimeoutError):
-                async with asyncio.timeout(delay * self._jitter.uniform(0.75, 1.25)):
+                async with asyncio.timeout(next(waits) * self._jitter.uniform(0.75, 1.25)):
                     await self._settings_changed.wait()
+                    waits = pauses(self.settings.reconnect_interval_s)
             if not self.settings.restart:
                 return
-            delay = min(delay * 2, self.settings.reconnect_interval_s)
             async with self._starting:
                 if self._child is not None:
                     return
@@ -320,6 +323,15 @@ class TerminalProcess:
 
     def _not_running(self) -> NotSent:
         return NotSent(0, f"the terminal is {self.status.state}: {self.status.text}".rstrip(": "))
+
+
+def pauses(longest_s: float) -> Iterator[float]:
+    """Seconds between one attempt to connect and the next, for ever: each twice as long as the one before, up to the
+    longest."""
+    pause_s = min(FIRST_DELAY_S, longest_s)
+    while True:
+        yield pause_s
+        pause_s = min(pause_s * 2, longest_s)
 
 
 def _outcomes(exchange: Exchange, missing: str, count: int) -> list[Outcome]:
