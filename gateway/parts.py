@@ -40,6 +40,7 @@ def terminal_settings(settings: Settings, folder: Path) -> TerminalSettings:
         bridge_port=settings.mt5linux_port,
         call_deadline_s=settings.call_deadline_s,
         seed=settings.simulated_seed,
+        simulated_faults=settings.simulated_faults,
         restart=settings.auto_reconnect,
         reconnect_interval_s=settings.reconnect_interval_s,
     )

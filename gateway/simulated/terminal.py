@@ -40,13 +40,16 @@ _SELECT_KEYWORDS: Final[dict[str, Kind]] = {"symbol": str, "group": str, "ticket
 _HISTORY_KEYWORDS: Final[dict[str, Kind]] = {"group": str, "ticket": U64, "position": U64}
 
 
-def load(folder: Path, *, seed: int = 1, options: tuple[str, ...] = (), share_cpu: bool = False) -> types.ModuleType:
+def load(
+    folder: Path, *, seed: int = 1, options: tuple[str, ...] = (), faults: str = "", share_cpu: bool = False
+) -> types.ModuleType:
     """A module like `import MetaTrader5`, over the broker of `folder`, which `initialize()` starts if none runs.
 
-    `seed` and `options` (arguments of gateway.simulated.broker) count only when the folder is new. `share_cpu` keeps
-    this process and the broker on one CPU.
+    `seed` and `options` (arguments of gateway.simulated.broker) count only when the folder is new. `faults` are put in
+    force by `initialize()`, by default those of SIMULATED_FAULTS. `share_cpu` keeps this process and the broker on one
+    CPU.
     """
-    terminal = _Terminal(folder, seed, options, share_cpu)
+    terminal = _Terminal(folder, seed, options, faults, share_cpu)
     module = types.ModuleType("MetaTrader5", "A simulated MetaTrader 5 terminal.")
     for name, value in vars(constants).items():
         if name.isupper():
@@ -98,11 +101,12 @@ class _Terminal(MarketCalls):
         )
     )  # fmt: skip
 
-    def __init__(self, folder: Path, seed: int, options: tuple[str, ...], share_cpu: bool) -> None:
+    def __init__(self, folder: Path, seed: int, options: tuple[str, ...], faults: str, share_cpu: bool) -> None:
         super().__init__()
         self.folder = folder
         self.seed = seed
         self.options = options
+        self.faults = faults
         self.share_cpu = share_cpu
         self.error = (1, "Success")
         self.link: link.Link | None = None
@@ -147,7 +151,8 @@ class _Terminal(MarketCalls):
         self.requests = 0
         try:
             account = (given.get("login", 0), given.get("password", ""), given.get("server", ""))
-            self._call(link.INITIALIZE, (*account, os.environ.get(FAULTS_VARIABLE)), _timeout_s(given))
+            faults = self.faults or os.environ.get(FAULTS_VARIABLE)
+            self._call(link.INITIALIZE, (*account, faults), _timeout_s(given))
         except Failed:
             self._close()
             raise
