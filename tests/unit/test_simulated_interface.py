@@ -125,6 +125,19 @@ def test_a_subscription_is_false_for_an_unknown_symbol_and_none_for_a_bad_argume
     assert getattr(mt5, function)("EURUSD") is True
 
 
+def test_requests_are_counted_from_one_in_each_session(mt5: ModuleType) -> None:
+    """[R21]"""
+    mt5.order_send({})
+    assert mt5.initialize()
+    assert [mt5.order_send({}).request_id for _ in range(2)] == [1, 2]
+
+
+def test_there_are_no_bars_beyond_those_the_terminal_keeps(mt5: ModuleType) -> None:
+    """[R16]"""
+    assert len(mt5.copy_rates_from_pos("EURUSD", mt5.TIMEFRAME_M1, 99_990, 100)) == 10
+    assert mt5.copy_rates_from_pos("EURUSD", mt5.TIMEFRAME_M1, mt5.terminal_info().maxbars, 1) is None
+
+
 def test_what_the_terminal_does_not_find_of_deals_is_an_empty_tuple(mt5: ModuleType, folder: Path) -> None:
     """[R10]"""
     ask(folder, "fault", add="history_deals_get:error=-4*1; history_orders_get:error=-4*1", clear=True)
