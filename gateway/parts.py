@@ -41,6 +41,7 @@ def terminal_settings(settings: Settings, folder: Path) -> TerminalSettings:
         timeout_s=settings.call_deadline_s,
         call_deadline_s=settings.call_deadline_s,
         seed=settings.simulated_seed,
+        simulated_faults=settings.simulated_faults,
         restart=settings.auto_reconnect,
         reconnect_interval_s=settings.reconnect_interval_s,
     )
