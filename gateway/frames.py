@@ -4,10 +4,13 @@ Received into a buffer that is kept: to allocate one for each call costs more th
 """
 
 import socket
+import struct
 from collections import deque
 from typing import Final
 
 SIZE: Final = 1 << 16
+
+_length_at = struct.Struct("<I").unpack_from
 
 
 def frame(payload: bytes) -> bytes:
@@ -26,14 +29,12 @@ class Frames:
 
     def take(self, received: int) -> list[bytes]:
         """The frames that are complete with the next `received` bytes. Raises ValueError at one that is too long."""
-        if not self._rest and received >= 4:
-            length = int.from_bytes(self._buffer[:4], "little")
-            if received == length + 4:
-                return [bytes(self.view[4:received])]
+        if not self._rest and received >= 4 and received == _length_at(self._buffer)[0] + 4:
+            return [bytes(self.view[4:received])]
         self._rest += self.view[:received]
         frames = []
         while len(self._rest) >= 4:
-            length = int.from_bytes(self._rest[:4], "little")
+            length: int = _length_at(self._rest)[0]
             if self._longest is not None and length > self._longest:
                 raise ValueError("frame too long")
             if len(self._rest) < 4 + length:
@@ -48,5 +49,8 @@ class Frames:
             received = sock.recv_into(self.view)
             if not received:
                 raise EOFError("the connection was closed")
-            self._ready.extend(self.take(received))
+            frames = self.take(received)
+            if len(frames) == 1:
+                return frames[0]
+            self._ready.extend(frames)
         return self._ready.popleft()

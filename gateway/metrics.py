@@ -51,7 +51,8 @@ OUTCOMES: Final = {
 }
 # Known from the start, since an increase from nothing to one is none for Prometheus.
 ALERTS: Final = (
-    *(UNRESOLVED, "reconciliation", "slippage", "slow_broker", "sink_stopped", "halted", "fenced", "anomaly"),
+    *(UNRESOLVED, "reconciliation", "slippage", "slow_broker", "sink_stopped", "halted", "fenced"),
+    *("anomaly", "standing_order"),
 )
 DIFFERENCES: Final = tuple((kind, policy) for kind, policies in CLASSES.items() for policy in policies)
 _RETCODES: Final = frozenset(one.name for one in RETCODES.values())

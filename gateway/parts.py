@@ -38,8 +38,10 @@ def terminal_settings(settings: Settings, folder: Path) -> TerminalSettings:
         portable=settings.mt5_portable,
         bridge_host=settings.mt5linux_host,
         bridge_port=settings.mt5linux_port,
+        timeout_s=settings.call_deadline_s,
         call_deadline_s=settings.call_deadline_s,
         seed=settings.simulated_seed,
+        simulated_faults=settings.simulated_faults,
         restart=settings.auto_reconnect,
         reconnect_interval_s=settings.reconnect_interval_s,
     )

@@ -57,6 +57,7 @@ class TerminalSettings(msgspec.Struct, frozen=True, kw_only=True):
     clock_symbol: str = "EURUSD"  # its ticks show the server's time zone
     seed: int = 1
     simulated_options: tuple[str, ...] = ()  # arguments of a new simulated broker
+    simulated_faults: str = ""  # given to it at initialize; "": those of the environment, if any
 
     @property
     def broker_folder(self) -> Path:
@@ -332,6 +333,7 @@ def load_module(settings: TerminalSettings, *, share_cpu: bool = False) -> Any:
             settings.broker_folder,
             seed=settings.seed,
             options=settings.simulated_options,
+            faults=settings.simulated_faults,
             share_cpu=share_cpu,
         )
     if settings.kind == "native":

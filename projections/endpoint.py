@@ -8,6 +8,7 @@ first rewritten by the engine's own parser (`formatQuerySingleLine`), which leav
 """
 
 import asyncio
+import errno
 import gzip
 import json
 import re
@@ -232,7 +233,8 @@ def _escaped(text: str) -> str:
 
 
 class Endpoint:
-    """Serves `host:port` (0 = any free); `url` is set by `start`. The engine at `path` must be open already."""
+    """Serves `host:port` (0, or one that is taken: any free); `url` is set by `start`. The engine at `path` must be
+    open already."""
 
     def __init__(
         self,
@@ -254,7 +256,7 @@ class Endpoint:
         self.url = ""
 
     async def start(self) -> None:
-        """Opens the connections and listens. Raises OSError when the port is taken."""
+        """Opens the connections and listens. Raises OSError when the host is not this machine's."""
         for _ in range(self._limits.side_by_side):
             session = await self._in_thread(self._open_session)
             self._sessions.append(session)
@@ -264,8 +266,13 @@ class Endpoint:
         app.router.add_route("*", "/", self._serve)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=False, shutdown_timeout=0.5)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host, self._port)
-        await site.start()
+        try:
+            await web.TCPSite(self._runner, self._host, self._port).start()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            log.warning("the port of the ClickHouse endpoint is taken: another one is used", port=self._port)
+            await web.TCPSite(self._runner, self._host, 0).start()
         host, port = self._runner.addresses[0][:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

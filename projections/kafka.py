@@ -218,7 +218,7 @@ async def _ended(producer: AIOKafkaProducer) -> None:
     """Stops a producer that has nothing left to send."""
     try:
         await asyncio.wait_for(producer.stop(), _STOP_S)
-    except (TimeoutError, kafka_errors.KafkaError):
+    except (TimeoutError, kafka_errors.KafkaError, kafka_errors.IllegalOperation):
         await _abandoned(producer)
 
 

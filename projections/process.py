@@ -134,7 +134,13 @@ class Projections:
                 sink.call,
             )
         if settings.audit_dir:
-            self._add(AuditFilesSink(Path(settings.audit_dir)), Pace(min_interval_s=settings.audit_interval_s))
+            # A file that grows and is synced holds up the ledger's own sync, on the same disk: the less often.
+            pace = Pace(
+                min_interval_s=settings.audit_interval_s,
+                calm_s=settings.audit_calm_s,
+                few_events=settings.audit_few_events,
+            )
+            self._add(AuditFilesSink(Path(settings.audit_dir)), pace)
         if settings.kafka not in (OFF, ""):
             self._add(_kafka_sink(settings, ledger_id), Pace(min_interval_s=settings.kafka_interval_s))
         async with asyncio.TaskGroup() as starts:

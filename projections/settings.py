@@ -44,6 +44,8 @@ class ProjectionSettings(msgspec.Struct, frozen=True, kw_only=True, omit_default
     clickhouse_calm_s: float = 1.0
     clickhouse_few_events: int = 1_000
     audit_interval_s: float = 0.1
+    audit_calm_s: float = 1.0
+    audit_few_events: int = 1_000
     kafka_interval_s: float = 0.05
 
     def __repr__(self) -> str:

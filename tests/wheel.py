@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import re
 import struct
 import subprocess
 import sys
@@ -61,6 +62,11 @@ class Wheel:
                 if not name.startswith("_"):
                     found[name] = eval(compile(ast.Expression(node.value), name, "eval"))  # numbers joined by |
         return found
+
+    @cached_property
+    def about(self) -> dict[str, str]:
+        """`__version__`, `__author__`: what programs print first."""
+        return dict(re.findall(r"^(__\w+__)\s*=\s*'(.*?)'", self.source, re.MULTILINE))
 
     @cached_property
     def helpers(self) -> set[str]:

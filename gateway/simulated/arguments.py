@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 MAX_TEXT: Final = 29
+MAX_KEYWORD: Final = 4096  # characters of a group, password or server: whatever needs more is a mistake
 
 
 class BadArgument(Exception):
@@ -47,6 +48,11 @@ _CHECKED: Final[tuple[tuple[str, Kind], ...]] = (
     ("position", U64),
     ("position_by", U64),
 )
+
+
+def _can_be_sent(text: str) -> bool:
+    """Half a surrogate pair is no text."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def utf16_units(text: str) -> int:
@@ -116,7 +122,7 @@ def parse_keywords(given: Mapping[str, Any], known: Mapping[str, Kind]) -> dict[
         if kind is None:
             raise BadArgument("Invalid arguments")
         if kind is str:
-            if not isinstance(value, str):
+            if not isinstance(value, str) or len(value) > MAX_KEYWORD or not _can_be_sent(value):
                 raise BadArgument(f'Invalid "{name}" argument')
         elif not _fits(value, kind):
             raise BadArgument(f'Invalid "{name}" argument')
@@ -127,7 +133,10 @@ def seconds(value: Any) -> int:
     """A date as the binding reads it: a datetime by its timestamp (a naive one is in this host's zone) in 32 bits,
     a number as it is."""
     if isinstance(value, datetime):
-        return (int(value.timestamp()) + 2**31) % 2**32 - 2**31
+        try:
+            return (int(value.timestamp()) + 2**31) % 2**32 - 2**31
+        except (ValueError, OverflowError, OSError):  # of a naive one that this host's zone takes out of all years
+            raise BadArgument("Invalid arguments") from None
     if isinstance(value, int | float) and abs(value) < 2**53:
         return int(value)
     raise BadArgument("Invalid arguments")

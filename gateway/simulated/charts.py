@@ -53,8 +53,9 @@ class Chart:
     # ---- ticks
 
     def ticks_from(self, first_s: int, count: int, flags: int) -> Array:
-        """Ticks from then on, at most `count`."""
+        """Ticks from then on, at most `count`, and at most MAX_TICKS."""
         found: list[Array] = []
+        count = min(count, MAX_TICKS)
         at, last = self._tick_from(first_s * 1000), self.now_ms
         while at <= last and count > 0:
             size = min(max(count, 1000), _CHUNK)
@@ -143,6 +144,8 @@ class Chart:
     def _bars_back(self, timeframe: int, last_ms: int, count: int, oldest_ms: int = 0) -> Array:
         """Bars by chunks of time, newest chunk first, until there are enough."""
         oldest_ms = max(oldest_ms, OLDEST_S * 1000)
+        if last_ms < oldest_ms:
+            return np.empty(0, RATES_TYPE)
         step = self._step(timeframe)
         length = _length_ms(timeframe)
         until = _next_bar(timeframe, last_ms)

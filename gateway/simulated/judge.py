@@ -66,8 +66,13 @@ class Judge:
             return Refusal(refused)
         if tampering.retcode:
             return Refusal(tampering.retcode)
-        numbers = (request.volume, request.price, request.stoplimit, request.sl, request.tp)
-        if not all(abs(number) < _BEYOND for number in numbers):  # nor a NaN
+        if not (
+            -_BEYOND < request.volume < _BEYOND
+            and -_BEYOND < request.price < _BEYOND
+            and -_BEYOND < request.stoplimit < _BEYOND
+            and -_BEYOND < request.sl < _BEYOND
+            and -_BEYOND < request.tp < _BEYOND
+        ):  # nor a NaN
             return Refusal(c.TRADE_RETCODE_INVALID)
         judged: int | Plan
         match request.action:

@@ -72,7 +72,7 @@ class BrokerUnreachable(Exception):
 
 class LinkBroken(Exception):
     """The connection failed. `code` is the last_error of it: -10001 when the request did not go out completely,
-    -10002 when no reply came, -10000 when the reply was another call's."""
+    -10002 when no reply came, -10000 when the reply was another call's, -10005 when none came in time."""
 
     def __init__(self, text: str, code: int) -> None:
         super().__init__(text)
@@ -86,6 +86,14 @@ class Link:
         self.socket = sock
         self._frames = Frames()
 
+    def call_within(self, timeout_s: float, command: int, arguments: Any) -> tuple[int, Any]:
+        """As `call`, but waits no longer than that."""
+        self.socket.settimeout(timeout_s)
+        try:
+            return self.call(command, arguments)
+        finally:
+            self.socket.settimeout(None)
+
     def call(self, command: int, arguments: Any = None) -> tuple[int, Any]:
         """Status and value. Raises LinkBroken, also when the reply belongs to another command."""
         try:
@@ -94,6 +102,8 @@ class Link:
             raise LinkBroken(str(error), -10001) from None
         try:
             answered, status, value = decode(self._frames.receive(self.socket))
+        except TimeoutError as error:
+            raise LinkBroken(str(error), -10005) from None
         except (OSError, EOFError, ValueError, TypeError) as error:
             raise LinkBroken(str(error), -10002) from None
         if answered != command:
@@ -202,7 +212,7 @@ def share_cpu(folder: Path) -> None:
 
 def stop_broker(folder: Path) -> None:
     """Ends the folder's broker, if one runs, and returns when it has. Its state stays."""
-    link = try_connect(folder)
+    address, link = read_address(folder), try_connect(folder)
     if link is not None:
         try:
             link.call(STOP)
@@ -211,6 +221,9 @@ def stop_broker(folder: Path) -> None:
     if (folder / "broker.lock").exists():
         with FileLock(folder / "broker.lock", timeout=START_TIMEOUT_S, poll_interval=0.01, fallback_to_soft=False):
             pass
+    for process in _started:
+        if address is not None and process.pid == address.pid:
+            process.wait(START_TIMEOUT_S)  # it has let go of the folder: it is about to end
     _reap()
 
 

@@ -47,7 +47,7 @@ class MarketCalls:
         self.hidden: set[str] = set()  # symbols taken out of this terminal's Market Watch
         self.books: set[str] = set()  # symbols whose depth this terminal has subscribed to
 
-    def _call(self, command: int, arguments: Any = None) -> Any:
+    def _call(self, command: int, arguments: Any = None, timeout_s: float | None = None) -> Any:
         raise NotImplementedError
 
     # ---- symbols

@@ -48,6 +48,8 @@ def filling_allowed(spec: SymbolSpec, filling: int, pending: int | None = None) 
 
 def stops_fit(spec: SymbolSpec, reference: int, buy: bool, sl: float, tp: float) -> bool:
     """Stops lie on their side of the reference (points), at least the stops level away, on the price grid."""
+    if not (sl or tp):
+        return True
     if sl < 0 or tp < 0 or not on_grid(spec, sl) or not on_grid(spec, tp):
         return False
     if (sl and not spec.order_mode & s.ORDER_SL_FLAG) or (tp and not spec.order_mode & s.ORDER_TP_FLAG):

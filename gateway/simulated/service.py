@@ -99,7 +99,7 @@ class Broker:
 
     def put(self, effect: Effect) -> None:
         """Applies the effect now; `flush` writes it, before anybody is told."""
-        self.state.apply((effect,))
+        self.state.apply_one(effect)
         self._unwritten.append(effect)
 
     def flush(self) -> None:

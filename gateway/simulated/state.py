@@ -91,41 +91,44 @@ class State:
 
     def apply(self, effects: Iterable[Effect]) -> None:
         for effect in effects:
-            match effect:
-                case PositionSet(position):
-                    self._set_position(position)
-                case PositionGone(identifier):
-                    self._drop_position(self.positions.pop(identifier))
-                case OrderDone(order):
-                    self._end_order(order)
-                case Dealt(deal):
-                    self._add_deal(deal)
-                case OrderSet(order):
-                    self._set_order(order)
-                case Queued(ticket):
-                    self.queued[ticket] = effect
-                case RolledOver():
-                    self._roll_over(effect)
-                case PriceMoved():
-                    self.moves.append(effect)
-                    self.seen_ms = max(self.seen_ms, effect.from_ms)
-                case SymbolSet(symbol, changes, from_ms):
-                    known = self.symbol_changes.get(symbol)
-                    self.symbol_changes[symbol] = SymbolSet(symbol, (known.changes if known else {}) | changes, from_ms)
-                    self.seen_ms = max(self.seen_ms, from_ms)
-                case RulesSet(rules):
-                    self.rules = rules
-                case FaultsSet():
-                    self.faults = effect
-                case ClockSet(shift_ms):
-                    self.shift_ms = shift_ms
-                case LinkCut(from_ms):
-                    self.cut = effect
-                    # What happens in the rest of this millisecond is not seen any more: it gets the next one.
-                    self.last_ms = max(self.last_ms, from_ms + self.world.utc_offset_s * 1000 + 1 if from_ms else 0)
-                case Created(world):
-                    self.created = True
-                    self.world = world
+            self.apply_one(effect)
+
+    def apply_one(self, effect: Effect) -> None:
+        match effect:
+            case PositionSet(position):
+                self._set_position(position)
+            case PositionGone(identifier):
+                self._drop_position(self.positions.pop(identifier))
+            case OrderDone(order):
+                self._end_order(order)
+            case Dealt(deal):
+                self._add_deal(deal)
+            case OrderSet(order):
+                self._set_order(order)
+            case Queued(ticket):
+                self.queued[ticket] = effect
+            case RolledOver():
+                self._roll_over(effect)
+            case PriceMoved():
+                self.moves.append(effect)
+                self.seen_ms = max(self.seen_ms, effect.from_ms)
+            case SymbolSet(symbol, changes, from_ms):
+                known = self.symbol_changes.get(symbol)
+                self.symbol_changes[symbol] = SymbolSet(symbol, (known.changes if known else {}) | changes, from_ms)
+                self.seen_ms = max(self.seen_ms, from_ms)
+            case RulesSet(rules):
+                self.rules = rules
+            case FaultsSet():
+                self.faults = effect
+            case ClockSet(shift_ms):
+                self.shift_ms = shift_ms
+            case LinkCut(from_ms):
+                self.cut = effect
+                # What happens in the rest of this millisecond is not seen any more: it gets the next one.
+                self.last_ms = max(self.last_ms, from_ms + self.world.utc_offset_s * 1000 + 1 if from_ms else 0)
+            case Created(world):
+                self.created = True
+                self.world = world
 
     def _set_position(self, position: PositionRow) -> None:
         before = self.positions.get(position.identifier)

@@ -20,7 +20,7 @@ class StructSequence(tuple[Any, ...]):
     __match_args__: ClassVar[tuple[str, ...]]
 
     def __new__(cls, sequence: Iterable[Any]) -> Self:
-        self = super().__new__(cls, sequence)
+        self = tuple.__new__(cls, sequence)
         if len(self) != cls.n_fields:
             raise TypeError(f"{cls.__name__}() takes a {cls.n_fields}-sequence ({len(self)}-sequence given)")
         return self

@@ -28,9 +28,11 @@ from gateway.simulated.arguments import (
 from gateway.simulated.market_calls import MAX_BARS, Failed, MarketCalls
 
 PACKAGE: Final = "5.0.6231"  # whose interface this is
+AUTHOR: Final = "MetaQuotes Ltd."  # programs print both
 FAULTS_VARIABLE: Final = "SIMULATED_FAULTS"
 VERSION: Final = (500, 5660, "12 Jun 2026")
 _DEALS_KEPT: Final = 256
+_LOGIN_TIMEOUT_MS: Final = 60_000  # of initialize and login, unless given
 _BROKEN: Final = (-10000, -10001, -10002, -10004)  # the pipe is of no use any more
 _LOGIN_KEYWORDS: Final[dict[str, Kind]] = {"login": U64, "password": str, "server": str, "timeout": U32}
 _CONNECT_KEYWORDS: Final[dict[str, Kind]] = {**_LOGIN_KEYWORDS, "portable": Int(0, 2)}
@@ -38,13 +40,16 @@ _SELECT_KEYWORDS: Final[dict[str, Kind]] = {"symbol": str, "group": str, "ticket
 _HISTORY_KEYWORDS: Final[dict[str, Kind]] = {"group": str, "ticket": U64, "position": U64}
 
 
-def load(folder: Path, *, seed: int = 1, options: tuple[str, ...] = (), share_cpu: bool = False) -> types.ModuleType:
+def load(
+    folder: Path, *, seed: int = 1, options: tuple[str, ...] = (), faults: str = "", share_cpu: bool = False
+) -> types.ModuleType:
     """A module like `import MetaTrader5`, over the broker of `folder`, which `initialize()` starts if none runs.
 
-    `seed` and `options` (arguments of gateway.simulated.broker) count only when the folder is new. `share_cpu` keeps
-    this process and the broker on one CPU.
+    `seed` and `options` (arguments of gateway.simulated.broker) count only when the folder is new. `faults` are put in
+    force by `initialize()`, by default those of SIMULATED_FAULTS. `share_cpu` keeps this process and the broker on one
+    CPU.
     """
-    terminal = _Terminal(folder, seed, options, share_cpu)
+    terminal = _Terminal(folder, seed, options, faults, share_cpu)
     module = types.ModuleType("MetaTrader5", "A simulated MetaTrader 5 terminal.")
     for name, value in vars(constants).items():
         if name.isupper():
@@ -52,16 +57,17 @@ def load(folder: Path, *, seed: int = 1, options: tuple[str, ...] = (), share_cp
     for struct in vars(structs).values():
         if isinstance(struct, type) and struct.__base__ is structs.StructSequence:
             setattr(module, struct.__name__, struct)
-    module.__dict__["__version__"] = PACKAGE
-    for name in _Terminal.FUNCTIONS:
-        setattr(module, name, _guarded(terminal, getattr(terminal, name), _Terminal.FUNCTIONS[name]))
+    module.__dict__.update(__version__=PACKAGE, __author__=AUTHOR)
+    for name, (misread, failed) in _Terminal.FUNCTIONS.items():
+        setattr(module, name, _guarded(terminal, getattr(terminal, name), misread, failed))
     module.__dict__["last_error"] = terminal.last_error
     helpers.install(module)
     return module
 
 
-def _guarded(terminal: "_Terminal", function: Callable[..., Any], failed: Any) -> Callable[..., Any]:
-    """Every call starts with last_error = Success; an expected failure becomes `failed` and a last_error."""
+def _guarded(terminal: "_Terminal", function: Callable[..., Any], misread: Any, failed: Any) -> Callable[..., Any]:
+    """Every call starts with last_error = Success; a bad argument becomes `misread` and an expected failure `failed`,
+    and both a last_error."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         terminal.error = (1, "Success")
@@ -69,32 +75,38 @@ def _guarded(terminal: "_Terminal", function: Callable[..., Any], failed: Any) -
             return function(*args, **kwargs)
         except BadArgument as error:
             terminal.error = (-2, str(error))
+            return misread
         except Failed as error:
             terminal.error = (error.code, error.text)
-        return failed
+            return failed
 
     call.__name__ = call.__qualname__ = function.__name__
     return call
 
 
 class _Terminal(MarketCalls):
-    # function -> what a failed call returns
-    FUNCTIONS: Final[dict[str, Any]] = dict.fromkeys(("initialize", "login", "symbol_select"), False) | dict.fromkeys(
-        (
-            "shutdown", "version", "terminal_info", "account_info", "symbols_total", "symbols_get", "symbol_info",
-            "symbol_info_tick", "market_book_add", "market_book_get", "market_book_release", "copy_rates_from",
-            "copy_rates_from_pos", "copy_rates_range", "copy_ticks_from", "copy_ticks_range", "orders_total",
-            "orders_get", "positions_total", "positions_get", "history_orders_total", "history_orders_get",
-            "history_deals_total", "history_deals_get", "order_check", "order_send", "order_calc_margin",
-            "order_calc_profit",
+    # function -> what it returns for a bad argument, and when the call fails
+    FUNCTIONS: Final[dict[str, tuple[Any, Any]]] = (
+        dict.fromkeys(("initialize", "login", "symbol_select"), (False, False))
+        | dict.fromkeys(("market_book_add", "market_book_release"), (None, False))
+        | dict.fromkeys(
+            (
+                "shutdown", "version", "terminal_info", "account_info", "symbols_total", "symbols_get", "symbol_info",
+                "symbol_info_tick", "market_book_get", "copy_rates_from", "copy_rates_from_pos", "copy_rates_range",
+                "copy_ticks_from", "copy_ticks_range", "orders_total", "orders_get", "positions_total",
+                "positions_get", "history_orders_total", "history_orders_get", "history_deals_total",
+                "history_deals_get", "order_check", "order_send", "order_calc_margin", "order_calc_profit",
+            ),
+            (None, None),
         )
     )  # fmt: skip
 
-    def __init__(self, folder: Path, seed: int, options: tuple[str, ...], share_cpu: bool) -> None:
+    def __init__(self, folder: Path, seed: int, options: tuple[str, ...], faults: str, share_cpu: bool) -> None:
         super().__init__()
         self.folder = folder
         self.seed = seed
         self.options = options
+        self.faults = faults
         self.share_cpu = share_cpu
         self.error = (1, "Success")
         self.link: link.Link | None = None
@@ -103,11 +115,14 @@ class _Terminal(MarketCalls):
         # A terminal learns of its own deals with the answer: they need no question of their own.
         self.deals: OrderedDict[int, list[Any]] = OrderedDict()
 
-    def _call(self, command: int, arguments: Any = None) -> Any:
+    def _call(self, command: int, arguments: Any = None, timeout_s: float | None = None) -> Any:
         if self.link is None:
             raise Failed(self.broken)
         try:
-            status, value = self.link.call(command, arguments)
+            if timeout_s is None:
+                status, value = self.link.call(command, arguments)
+            else:
+                status, value = self.link.call_within(timeout_s, command, arguments)
         except link.LinkBroken as error:
             status, value = error.code, None
         if status in _BROKEN:
@@ -136,7 +151,8 @@ class _Terminal(MarketCalls):
         self.requests = 0
         try:
             account = (given.get("login", 0), given.get("password", ""), given.get("server", ""))
-            self._call(link.INITIALIZE, (*account, os.environ.get(FAULTS_VARIABLE)))
+            faults = self.faults or os.environ.get(FAULTS_VARIABLE)
+            self._call(link.INITIALIZE, (*account, faults), _timeout_s(given))
         except Failed:
             self._close()
             raise
@@ -147,7 +163,14 @@ class _Terminal(MarketCalls):
             raise BadArgument("Invalid number of arguments")
         given = dict(zip(("login", "password", "server"), args, strict=False)) | kwargs
         parsed = parse_keywords(given, _LOGIN_KEYWORDS)
-        self._call(link.LOGIN, (parsed.get("login", 0), parsed.get("password", ""), parsed.get("server", "")))
+        account = (parsed.get("login", 0), parsed.get("password", ""), parsed.get("server", ""))
+        try:
+            self._call(link.LOGIN, account, _timeout_s(parsed))
+        except Failed as error:
+            if error.code == -10005 and self.link is not None:
+                self.link.close()  # the reply may still come: the next call gets a fresh connection
+                self.link = link.try_connect(self.folder)
+            raise
         return True
 
     def shutdown(self) -> bool:
@@ -215,7 +238,12 @@ class _Terminal(MarketCalls):
             ticket = kwargs.get("ticket")
             if type(ticket) is int and ticket in self.deals:
                 return (structs.TradeDeal(self.deals[ticket]),)
-        return _rows(structs.TradeDeal, self._history(link.HISTORY_DEALS, args, kwargs))
+        try:
+            return _rows(structs.TradeDeal, self._history(link.HISTORY_DEALS, args, kwargs))
+        except Failed as error:
+            if error.code != -4:
+                raise
+            return ()
 
     def _history(self, command: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """By ticket, by position, or by server time: a date of 0 counts as not given."""
@@ -263,10 +291,18 @@ def _selection(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int,
 
 
 def _calculation(args: tuple[Any, ...], prices: int) -> tuple[Any, ...]:
-    """action, symbol, volume and prices; here, unlike in a trade request, an int may stand for a float."""
+    """action, symbol, volume and prices; here, unlike in a trade request, whatever has a float may stand for one."""
     if len(args) != 3 + prices - 1:
         raise BadArgument("Invalid number of arguments")
     action, symbol, *numbers = args
-    if not isinstance(action, int) or not all(isinstance(number, int | float) for number in numbers):
+    if not isinstance(action, int) or any(isinstance(number, str | bytes | bytearray) for number in numbers):
         raise BadArgument("Invalid arguments")
-    return (action, symbol_name((symbol,)), *(float(number) for number in numbers))
+    try:
+        return (action % 2**32, symbol_name((symbol,)), *map(float, numbers))
+    except (TypeError, ValueError, OverflowError):
+        raise BadArgument("Invalid arguments") from None
+
+
+def _timeout_s(given: dict[str, Any]) -> float:
+    milliseconds: int = given.get("timeout", _LOGIN_TIMEOUT_MS)
+    return max(milliseconds, 1) / 1000

@@ -159,13 +159,13 @@ class Trading:
         retcode = c.TRADE_RETCODE_DONE_PARTIAL if plan.left else c.TRADE_RETCODE_DONE
         if not deals:
             return self._answer(c.TRADE_RETCODE_PLACED, spec, now, order=order.ticket), []
-        filled = sum(units(deal.volume) for deal in deals)
-        average = sum(deal.price * units(deal.volume) for deal in deals) / filled
         bid, ask = spec.price(plan.quote.bid), spec.price(plan.quote.ask)
-        return (
-            (retcode, deals[-1].ticket, order.ticket, filled / UNIT, round(average, spec.digits), bid, ask,
-             COMMENTS[retcode]), deals,
-        )  # fmt: skip
+        volume, price = deals[0].volume, deals[0].price
+        if len(deals) > 1:
+            filled = sum(units(deal.volume) for deal in deals)
+            average = sum(deal.price * units(deal.volume) for deal in deals) / filled
+            volume, price = filled / UNIT, round(average, spec.digits)
+        return (retcode, deals[-1].ticket, order.ticket, volume, price, bid, ask, COMMENTS[retcode]), deals
 
     def _queue(
         self, request: Request, plan: DealPlan | PlacePlan, comment: str, reason: int, tampering: Tampering, now: int

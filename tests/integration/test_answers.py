@@ -12,9 +12,11 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
+from gateway.broker import NotSent
 from gateway.retcodes import LAST_ERRORS, RETCODES, OrderEffect, RetcodeClass, lookup
 from gateway.simulated import constants
 from ledger.order import Order, Status
+from ledger.order_events import OutcomeProbed, SendAbandoned
 from tests.gateway_desk import Desk, desk_in
 
 TABLE: Final = tomllib.loads((Path(__file__).parents[1] / "data" / "answers.toml").read_text())
@@ -69,8 +71,10 @@ class Bench:
         desk, send, check, find = self.desk, self.desk.trade.send, self.desk.query.check, self.desk.query.find
 
         async def sending(sends: Any) -> Any:
-            self.calls[self._now].append("send")
-            return await send(sends)
+            outcomes = await send(sends)
+            if any(given(one) for one in outcomes):
+                self.calls[self._now].append("send")
+            return outcomes
 
         async def checking(requests: Any) -> Any:
             self.calls[self._now].append("check")
@@ -126,8 +130,19 @@ class Bench:
             " ".join(filter(None, (subject.split(".")[1], body.status, body.category)))
             for subject, body in self.desk.messages(order_id)
         ]
-        topics = [topic for topic in self.desk.topics(order_id) if topic != "outcome_probed"]
+        topics: list[str] = []
+        for event in self.desk.events(order_id):
+            if isinstance(event, SendAbandoned) and event.code == 0:
+                assert topics.pop() == "send_started"
+            elif not isinstance(event, OutcomeProbed):
+                topics.append(event.topic().removeprefix("order."))
         return Seen(topics, messages, self.calls[order_id])
+
+
+def given(outcome: Any) -> bool:
+    """If the terminal was given the request: on a machine that stands still for a while it is too late for that, or
+    the terminal is still being started again after the answer of the case before. That is no answer of a terminal."""
+    return not (isinstance(outcome, NotSent) and outcome.code == 0)
 
 
 @pytest.fixture(scope="module")

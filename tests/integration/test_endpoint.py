@@ -322,12 +322,22 @@ async def test_a_query_beyond_its_bound_is_refused(http: aiohttp.ClientSession, 
     assert (status, "QUERY_IS_TOO_LARGE" in text) == (413, True)
 
 
-async def test_a_taken_port_is_an_error_that_names_it(endpoint: Endpoint, database: str) -> None:
+async def test_a_taken_port_is_replaced_by_a_free_one(
+    http: aiohttp.ClientSession, endpoint: Endpoint, database: str
+) -> None:
     port = int(endpoint.url.rpartition(":")[2])
     second = Endpoint(engine_path(), port=port, database=database)
-    with pytest.raises(OSError, match=str(port)):
-        await second.start()
+    await second.start()
+    assert second.url != endpoint.url
+    assert (await ask(http, second, "SELECT 1"))[:2] == (200, "1\n")
     await second.close()
+
+
+async def test_a_host_that_is_not_this_machine_is_an_error_that_names_it(database: str) -> None:
+    endpoint = Endpoint(engine_path(), host="192.0.2.1", database=database)
+    with pytest.raises(OSError, match=r"192\.0\.2\.1"):
+        await endpoint.start()
+    await endpoint.close()
 
 
 @pytest.mark.parametrize(

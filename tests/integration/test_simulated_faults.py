@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 
+from gateway.config import layered
+from gateway.parts import terminal_settings
 from gateway.processes import child_environment
 from gateway.simulated.link import read_address, stop_broker
 from gateway.simulated.terminal import load
 from gateway.simulated.window import WindowRefused, ask
+from gateway.terminal_child import load_module
 from tests.simulated import broker_in
 
 ROOT = Path(__file__).parents[2]
@@ -244,6 +247,19 @@ def test_faults_come_from_the_environment_once_and_not_again_after_a_crash(
     assert mt5.initialize()
     assert [mt5.order_send(order(magic=2)).retcode for _ in range(2)] == [10004, 10009]
     assert magics(mt5) == [1, 2]
+    mt5.shutdown()
+
+
+def test_faults_of_the_settings_reach_the_broker_from_whatever_source_and_go_before_the_environment(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIMULATED_FAULTS"""
+    monkeypatch.setenv("SIMULATED_FAULTS", "reject")
+    (tmp_path / "config.toml").write_text('[service]\nsimulated_faults = "requote*1"\n')
+    settings = layered({"data": str(tmp_path)}, {}, {}).settings
+    mt5 = load_module(terminal_settings(settings, tmp_path))
+    assert mt5.initialize()
+    assert [mt5.order_send(order()).retcode for _ in range(2)] == [10004, 10009]
     mt5.shutdown()
 
 

@@ -73,7 +73,7 @@ def test_the_helpers_try_again_after_a_requote_and_give_up_after_ten(mt5: Module
 
 def test_the_depth_is_shown_to_those_who_asked_for_it(mt5: ModuleType) -> None:
     """[R15]"""
-    assert mt5.market_book_add("NOPE") is None
+    assert mt5.market_book_add("NOPE") is False
     assert mt5.market_book_get("ACME.US") is None
     assert mt5.market_book_add("ACME.US") is True
     book = mt5.market_book_get("ACME.US")

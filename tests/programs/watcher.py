@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import MetaTrader5 as mt5
 import numpy as np
 
+print(mt5.__author__, mt5.__version__)
 if not mt5.initialize():
     print("initialize failed", mt5.last_error())
     raise SystemExit(1)

@@ -186,6 +186,30 @@ def test_instant_execution_requotes_beyond_the_deviation_and_names_the_new_price
     assert desk.send(price=desk.price(10, side="ask"), deviation=10).retcode == 10009
 
 
+def test_request_execution_deals_at_the_market_within_the_deviation_and_else_says_that_the_price_changed(
+    desk: Desk,
+) -> None:
+    """[R31]"""
+    desk.define(exemode=c.SYMBOL_TRADE_EXECUTION_REQUEST, filling_mode=0)
+    for filling in (c.ORDER_FILLING_FOK, c.ORDER_FILLING_IOC):
+        result = desk.send(price=desk.price(10, side="ask"), deviation=10, type_filling=filling)
+        assert (result.retcode, result.price) == (10009, desk.price(side="ask"))
+    changed = desk.send(price=desk.price(11, side="ask"), deviation=10)
+    assert (changed.retcode, changed.bid, changed.ask) == (10020, desk.price(), desk.price(side="ask"))
+    assert desk.send(deviation=10).retcode == 10015
+
+
+def test_with_fifo_the_oldest_position_is_closed_first_and_then_the_next(desk: Desk) -> None:
+    """[R56]"""
+    desk.rules(fifo_close="on")
+    oldest, next_, other = desk.done().order, desk.done().order, desk.done(symbol="GBPUSD").order
+    assert desk.send(type=1, position=next_).retcode == 10045
+    desk.done(type=1, symbol="GBPUSD", position=other)
+    desk.done(type=1, position=oldest)
+    desk.done(type=1, position=next_)
+    assert desk.positions == []
+
+
 def test_profit_in_another_currency_is_converted_over_one_pair_or_two(tmp_path: Path) -> None:
     """[R49]"""
     desk = Desk(tmp_path, currency="EUR")

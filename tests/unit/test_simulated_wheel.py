@@ -30,6 +30,11 @@ def test_the_constants_are_the_wheels(wheel: Wheel) -> None:
     assert {name: value for name, value in vars(constants).items() if name.isupper()} == wheel.constants
 
 
+def test_it_says_of_itself_what_the_wheel_says(wheel: Wheel, mt5: ModuleType) -> None:
+    assert wheel.about.keys() == {"__version__", "__author__"}
+    assert {name: getattr(mt5, name) for name in wheel.about} == wheel.about
+
+
 def test_the_functions_are_those_of_the_wheels_binary_and_of_its_source(wheel: Wheel, mt5: ModuleType) -> None:
     functions = {name for name, value in vars(mt5).items() if inspect.isroutine(value) and not name.startswith("_")}
     assert functions == {*wheel.functions, *(name for name in wheel.helpers if not name.startswith("_"))}
