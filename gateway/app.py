@@ -36,7 +36,7 @@ from gateway.parts import projection_settings, terminal_settings
 from gateway.processes import as_others, prefer_this_process, tune_collector
 from gateway.reconcile import Reconciler
 from gateway.reload import HubSettings, set_log_level
-from gateway.standby import lock_is_free
+from gateway.standby import lock_when_free
 from gateway.submit import Submitter
 from gateway.sync import Sync
 from gateway.terminal import TerminalProcess, TerminalStatus
@@ -129,8 +129,9 @@ class Service:
         observation = await self._start_observation()
         key = await asyncio.to_thread(seal_key, settings.data, settings.seal_key)
         store = await asyncio.to_thread(open_store, settings.ledger_url.reveal())
-        if self._standby:
-            await lock_is_free(store, self._say)
+        held = await lock_when_free(store, self._say) if self._standby else None
+        if held is not None:
+            self._later("the writer's lock", lambda: asyncio.to_thread(held.release))
         projections = await self._start_projections()
         observation.watch_projections(projections)
         trade, query = self._terminals()
@@ -144,6 +145,7 @@ class Service:
             build=BUILD,
             config_version=version_of(settings)[0],
             take_over=self._take_over,
+            lock=held,
         )
         self._later("ledger", ledger.close)
         self._failures.append(ledger.failure)
@@ -164,6 +166,7 @@ class Service:
             trade,
             ledger,
             account,
+            query=query,
             terminal=settings.terminal,
             check_s=settings.connection_check_s,
             auto_reconnect=settings.auto_reconnect,
@@ -178,7 +181,7 @@ class Service:
         sync = Sync(ledger, store, query, settings, utc_now, link, submitter)
         reconciler = Reconciler(ledger, store, query, settings, utc_now, link, submitter, sync)
         ask = reconciler.on_demand
-        edge = Edge(settings, ledger, store, query, submitter, account, connection, utc_now, BUILD, ask)
+        edge = Edge(settings, ledger, store, query, submitter, account, connection, utc_now, BUILD, ask, link.reconnect)
         self._later("limits and alerts", edge.stop)
         self._failures.extend(await edge.start())
         projections.listen(edge.alerts.projections_changed)
@@ -188,7 +191,7 @@ class Service:
 
         def use(new: Settings) -> None:
             set_log_level(new.log_level)
-            for part in (submitter, edge, sync, reconciler):
+            for part in (submitter, edge, sync, reconciler, link, trade, query, observation):
                 part.use(new)
 
         await self._hub.follow(ledger, connection, use, BUILD)

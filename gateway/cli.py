@@ -272,6 +272,7 @@ for command in (
     cli_control.resume,
     cli_control.close_all,
     cli_control.reconcile,
+    cli_control.reconnect,
     cli_control.resolve,
     cli_control.query,
 ):

@@ -306,3 +306,42 @@ def projections(events: int, kafka: str, rate: float, seconds: float, data: Path
             f"p99 {live.p99_ms} ms, most {live.most_ms} ms, {live.cpu_us_per_event} us CPU per event, "
             f"peak memory {live.peak_mb:.0f} MB"
         )
+
+
+@bench.command()
+@click.option("--rate", type=click.FloatRange(1, 100_000), default=100.0, show_default=True, help="Orders a second.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.1, 3600),
+    default=6.0,
+    show_default=True,
+    help="Time for each mood of the hub, in each round.",
+)
+@click.option(
+    "--rounds", type=click.IntRange(1, 1000), default=4, show_default=True, help="How often each has its turn."
+)
+@click.option(
+    "--data",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where to work: the disk to measure (default: temporary files).",
+)
+@json_option
+def hub(rate: float, seconds: float, rounds: int, data: Path | None, as_json: bool) -> None:
+    """What orders feel of a Central Hub that is killed, slow or lying: the whole service, from publication to fill."""
+    from gateway.bench import Meter
+    from gateway.bench_hub import Plan, bench_hub
+
+    plan = Plan(orders_per_s=rate, seconds=seconds, rounds=rounds, folder=data.absolute() if data else None)
+    with failures(), Meter(shown=not as_json) as meter:
+        found = bench_hub(plan, meter)
+    if as_json:
+        import msgspec
+
+        print_json(msgspec.to_builtins(found))
+        return
+    for one in found.figures:
+        click.echo(
+            f"hub {one.hub}: {one.orders:,} orders at {found.orders_per_s:g}/s, {one.lost} lost, p50 {one.wait.p50_ms} "
+            f"ms, p99 {one.wait.p99_ms} ms ({one.p99_ratio} of the healthy one's)"
+        )

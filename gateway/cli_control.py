@@ -1,4 +1,4 @@
-"""`order-ledger halt | resume | close-all | reconcile | resolve | query …`: what an operator orders and asks."""
+"""An operator's commands: `order-ledger halt | resume | close-all | reconcile | reconnect | resolve | query`."""
 
 import asyncio
 from collections.abc import Callable
@@ -111,6 +111,15 @@ def close_all(
 def reconcile(reason: str, by: str | None, data: str | None, as_json: bool) -> None:
     """Compare the ledger's view with the broker's, now."""
     _do("reconcile", data, as_json, by, reason=reason)
+
+
+@click.command()
+@_who_and_why
+@data_option
+@json_option
+def reconnect(reason: str, by: str | None, data: str | None, as_json: bool) -> None:
+    """Connect to the broker again: where AUTO_RECONNECT is off, or a login was refused."""
+    _do("reconnect", data, as_json, by, reason=reason)
 
 
 @click.command()

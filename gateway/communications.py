@@ -42,10 +42,15 @@ class CommunicationLog:
     def __init__(self, tail: Tail, after: int, out: TextIO | None = None) -> None:
         self._tail, self._after = tail, after
         self._out = out or sys.stderr
+        self._until: int | None = None
+
+    def end(self) -> None:
+        """What is committed after this call is not logged."""
+        self._until = self._tail.newest
 
     async def run(self) -> None:
-        """Logs for ever, what was committed within a tenth of a second together."""
-        while True:
+        """Logs until it is ended, what was committed within a tenth of a second together."""
+        while self._until is None or self._after < self._until:
             await self._tail.wait(self._after, IDLE_S)
             await asyncio.sleep(EVERY_S)
             await self.catch_up()
@@ -53,7 +58,8 @@ class CommunicationLog:
     async def catch_up(self) -> None:
         """Returns when all is logged that was committed before the call."""
         while records := await self._tail.read(self._after, AT_ONCE):
-            self._write([one for one in records if one.topic in SAID])
+            last = self._until or records[-1].seq
+            self._write([one for one in records if one.topic in SAID and one.seq <= last])
             self._after = records[-1].seq
             await asyncio.sleep(0)
 

@@ -13,7 +13,8 @@ from typing import Final
 import structlog
 
 from gateway.broker import Account, Broker, LoginRefused, TerminalError
-from gateway.terminal import TerminalStatus
+from gateway.config import Settings
+from gateway.terminal import TerminalStatus, pauses
 from ledger.account_events import AccountConnected, AccountDisconnected
 from ledger.account_events import LoginRefused as LoginRefusal
 from ledger.errors import LedgerError
@@ -22,7 +23,6 @@ from ledger.writer import Cause, Ledger
 
 log = structlog.get_logger()
 
-FIRST_PAUSE_S: Final = 0.1
 CAUSE: Final = Cause(actor="gateway")
 
 
@@ -37,21 +37,27 @@ class Connection:
         account: Account,
         *,
         terminal: str,
+        query: Broker | None = None,
         check_s: float = 1.0,
         auto_reconnect: bool = True,
         reconnect_interval_s: float = 30.0,
     ) -> None:
-        self._trade, self._ledger, self._terminal = trade, ledger, terminal
+        self._trade, self._ledger, self._terminal, self._query = trade, ledger, terminal, query
         self.account = account
         self._check_s, self._auto, self._longest_s = check_s, auto_reconnect, reconnect_interval_s
         self._verified_at = time.monotonic()
         self._is_up = asyncio.Event()
         self._is_up.set()
-        self.reason = ""
+        self.reason, self._refused = "", False  # of a connection that is down: why, and whether by the broker's word
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._verifying: asyncio.Task[bool] | None = None
         self._listeners: list[Callable[[bool], None]] = []
+
+    def use(self, settings: Settings) -> None:
+        """Whether and how often a lost connection is looked at, from now on."""
+        self._auto, self._longest_s = settings.auto_reconnect, settings.reconnect_interval_s
+        self._wake.set()
 
     @property
     def up(self) -> bool:
@@ -86,38 +92,43 @@ class Connection:
             self._verifying = asyncio.create_task(self._verify(), name="verify-connection")
         return await asyncio.shield(self._verifying)
 
-    async def reconnect(self) -> bool:
-        """On an operator's word: starts the terminal again where it is needed, and looks."""
-        with contextlib.suppress(TerminalError):
-            await self._trade.connect()
+    async def reconnect(self) -> str:
+        """On an operator's word: starts the terminals again where it is needed, and looks. Tells why it is not
+        connected, if it is not."""
+        for terminal in (self._trade, self._query):
+            if terminal is not None:
+                with contextlib.suppress(TerminalError):
+                    await terminal.connect()
         found = await self._ask()
         if found is not None:
             self._rise(found)
-        return self.up
+        return "" if self.up else self.reason or "the terminal does not answer"
 
     def terminal_changed(self, status: TerminalStatus) -> None:
         """News of the trading terminal's process."""
         if status.state == "down":
             self._fall(status.text or "the terminal is down")
         elif status.state == "refused":
-            self._fall(status.text, refused=True, code=status.code)
+            self._fall(status.text, refused=True, code=status.code, for_good=True)
         elif status.state == "connected":
             self._wake.set()
 
     async def _watch(self) -> None:
-        pause_s = FIRST_PAUSE_S
+        waits = pauses(self._longest_s)
+        pause_s = next(waits)
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._check_s / 2 if self.up else pause_s):
+                async with asyncio.timeout(self._check_s / 2 if self.up else min(pause_s, self._longest_s)):
                     await self._wake.wait()
             self._wake.clear()
             if self.up:
-                pause_s = FIRST_PAUSE_S
+                waits = pauses(self._longest_s)
+                pause_s = next(waits)
                 if time.monotonic() - self._verified_at >= self._check_s / 2:
                     await self.verify()
             elif self._auto:
                 await self.verify()
-                pause_s = min(pause_s * 2, self._longest_s)
+                pause_s = next(waits)
 
     async def _verify(self) -> bool:
         found = await self._ask()
@@ -143,27 +154,29 @@ class Connection:
         if self.up:
             return
         self._is_up.set()
-        self.reason = ""
+        self.reason, self._refused = "", False
         log.info("connected to the broker again")
         self._record(self._connected())
         for listener in self._listeners:
             listener(True)
 
-    def _fall(self, reason: str, *, refused: bool = False, code: int = 0) -> None:
-        if not self.up:
-            self.reason = reason
-            return
+    def _fall(self, reason: str, *, refused: bool = False, code: int = 0, for_good: bool = False) -> None:
+        """`for_good`: nothing is tried any more until an operator reconnects."""
+        was_up, login, server = self.up, self.account.login, self.account.server
         self._is_up.clear()
-        self.reason = reason
-        remedy = "" if self._auto else "; orders wait until an operator reconnects"
-        log.error("the connection to the broker is lost", reason=reason + remedy)
-        login, server = self.account.login, self.account.server
-        if refused:
+        if refused or not self._refused:  # the broker's word says more than that nobody answers since
+            self.reason = reason
+        remedy = "; orders wait until an operator reconnects" if for_good or not self._auto else ""
+        if refused and not self._refused:  # also when it was lost before: that is another matter for a person
+            log.error("the broker refuses the login", reason=reason + remedy)
             self._record(LoginRefusal(login=login, server=server, code=code, reason=reason + remedy))
-        else:
+        elif was_up:
+            log.error("the connection to the broker is lost", reason=reason + remedy)
             self._record(AccountDisconnected(login=login, server=server, reason=reason + remedy))
-        for listener in self._listeners:
-            listener(False)
+        self._refused = self._refused or refused
+        if was_up:
+            for listener in self._listeners:
+                listener(False)
 
     def _connected(self) -> AccountConnected:
         account = self.account

@@ -29,9 +29,10 @@ _TARGETED: Final = frozenset({ACTION_SLTP, ACTION_MODIFY, ACTION_REMOVE})
 
 
 class Control:
-    """What changes only the ledger works without the rest: `errands`, `open_now`, `take` and `reconcile` belong to a
-    running gateway. `open_now` tells what is open at the broker; `take` drives an order on that has changed;
-    `reconcile` compares our view with the broker's and tells what it found."""
+    """What changes only the ledger works without the rest: `errands`, `open_now`, `take`, `reconcile` and `reconnect`
+    belong to a running gateway. `open_now` tells what is open at the broker; `take` drives an order on that has
+    changed; `reconcile` compares our view with the broker's and tells what it found; `reconnect` connects to the broker
+    again and tells why that failed, if it did."""
 
     def __init__(
         self,
@@ -43,9 +44,11 @@ class Control:
         open_now: Callable[[], Awaitable[Activity]] | None = None,
         take: Callable[[str, Cause], None] | None = None,
         reconcile: Callable[[Cause], Awaitable[AccountReconciled]] | None = None,
+        reconnect: Callable[[], Awaitable[str]] | None = None,
     ) -> None:
         self._ledger, self._halts, self._clock = ledger, halts, clock
         self._errands, self._open_now, self._take, self._reconcile = errands, open_now, take, reconcile
+        self._reconnect = reconnect
 
     async def call(self, command: str, payload: bytes, subject: str, *, enabled: bool = True) -> api.ControlAnswer:
         """Records the call and does it. Raises Declined; what was refused is recorded all the same."""
@@ -126,6 +129,8 @@ class Control:
                 return f"the operator's halt is lifted{self._others()}", []
             case api.CloseAll():
                 return await self._close_all(asked, cause)
+            case api.Reconnect():
+                return await self._connect_again(), []
             case api.Resolve():
                 return await self._resolve(asked, cause), []
             case _:
@@ -135,6 +140,13 @@ class Control:
         if self._reconcile is None:
             raise Declined("503", "no gateway runs: start `order-ledger serve`, the broker is asked through it")
         return await self._reconcile(cause)
+
+    async def _connect_again(self) -> str:
+        if self._reconnect is None:
+            raise Declined("503", "no gateway runs: start `order-ledger serve`, it connects to the broker")
+        if problem := await self._reconnect():
+            raise Declined("503", f"not connected: {problem}")
+        return "connected to the broker"
 
     def _others(self) -> str:
         halted = self._ledger.account.halted

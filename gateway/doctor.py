@@ -4,6 +4,7 @@ First every dependency, then the five troubles of the service with each thing to
 fails, orders are rejected as invalid (10013), fills are not told, positions differ, the broker is slow.
 """
 
+import re
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any, Final
@@ -16,6 +17,7 @@ from ledger.account_events import (
     AccountDisconnected,
     AccountReconciled,
     AlertRaised,
+    ConfigurationRefused,
     ExternalDealObserved,
     LoginRefused,
 )
@@ -23,7 +25,9 @@ from ledger.order_events import (
     AnomalyDetected,
     BrokerAnswered,
     OrderFilled,
+    OrderParked,
     OrderPartiallyFilled,
+    OrderRefused,
     OrderRejected,
     OrderRequested,
     OutcomeUnknown,
@@ -31,6 +35,7 @@ from ledger.order_events import (
 )
 
 INVALID: Final = (10013, 10014, 10015, 10016, 10018, 10030)
+STOPS: Final = re.compile(r"\b(sl|tp)\b")  # in a reason of our own validation
 PENDING_TYPES: Final = 2  # MetaTrader's order types from here on are pending ones
 OK: Final = "ok"
 WARNING: Final = "warning"
@@ -101,6 +106,19 @@ def _dependencies(settings: Settings, found: Found) -> Iterator[Check]:
         warning=True,
     )
 
+    yield check("configuration", *_configuration(found), warning=True)
+
+
+def _configuration(found: Found) -> tuple[str, str, str]:
+    """What is wrong with what the hub said last, what is well, and what to do."""
+    last, in_force = next(reversed(found.configurations), None), found.configuration
+    told = "nothing on record" if in_force is None else f"version {in_force.version} of {in_force.origin}"
+    if isinstance(last, ConfigurationRefused):
+        remedy = "correct it at the hub; until then the service goes on with the one before"
+        return f"what the hub says is refused: {'; '.join(last.errors[:3])}", told, remedy
+    waiting = in_force.waiting if in_force is not None else ()
+    return (f"changed, but not in force: {', '.join(waiting)}" if waiting else ""), told, "restart the service"
+
 
 def _connection(settings: Settings, found: Found) -> Iterator[Check]:
     check = _Trouble("connection failing").check
@@ -165,13 +183,14 @@ def _rejected(found: Found) -> Iterator[Check]:
         "keep the volume within volume_min and volume_max, in steps of volume_step: `order-ledger query symbol X`",
     )
     near = [event.description for event in rejected if event.retcode == 10016]
+    near += [reason for _, event in found.of(OrderRefused) for reason in event.reasons if STOPS.search(reason)]
     yield check(
         "SL and TP",
-        f"{len(near)} orders with invalid stops" if near else "",
+        f"{len(near)} objections to stops, the last: {near[-1]}" if near else "",
         "none refused for its stops",
         "keep them trade_stops_level points from the price, SL on the losing side: `order-ledger query symbol X`",
     )
-    closed = [event.symbol for _, event in found.of(OrderRejected) if event.retcode == 10018]
+    closed = [event.symbol for _, event in found.of(OrderRejected, OrderParked) if event.retcode == 10018]
     yield check(
         "market hours",
         f"the market of {', '.join(sorted(set(closed)))} was closed" if closed else "",
@@ -274,7 +293,7 @@ def _positions(settings: Settings, found: Found) -> Iterator[Check]:
         warning=True,
     )
     yield check("positions API", found.positions_error or found.broker_error, "answers", "see `connection failing`")
-    minutes = settings.sync_interval_minutes
+    minutes = float(found.in_force("sync_interval_minutes", settings.sync_interval_minutes))
     rare = (
         "reconciliation by interval is off" if not minutes else f"every {minutes:g} minutes only" if minutes > 5 else ""
     )
@@ -291,7 +310,7 @@ def _positions(settings: Settings, found: Found) -> Iterator[Check]:
 
 def _latency(settings: Settings, found: Found) -> Iterator[Check]:
     check = _Trouble("high latency to the broker").check
-    limit = settings.slow_broker_s or Decimal(1)
+    limit = Decimal(found.in_force("slow_broker_s", settings.slow_broker_s)) or Decimal(1)
     asked = (
         f"a query took {found.broker_s:.2f} s" if found.broker_s is not None and found.broker_s > float(limit) else ""
     )

@@ -22,6 +22,7 @@ UNPROVEN: Final = "unproven"
 WAIT_S: Final = 10.0
 SYMBOL: Final = "EURUSD"
 LIST: Final = "checklist"
+OF_HUB: Final = "hub version "
 
 
 def _item(name: str, status: str, found: str, remedy: str = "") -> Check:
@@ -41,8 +42,10 @@ async def go_through(settings: Settings) -> list[Check]:
     missing = "" if "orders.submitted.>" in subjects and found.consumer else "nobody consumes orders.submitted.>"
     serve = f"start `order-ledger serve --data {settings.data}`; `order-ledger doctor` tells more"
     hub = found.hub_error or ("" if found.hub else "CENTRAL_HUB_URL is not set: there is no hub")
-    changed = [event for _, event in found.of(ConfigurationAccepted)]
-    reloaded = [one for one in changed if one.origin.startswith("hub") and one.changed]
+    if not hub and found.configuration is not None and OF_HUB not in found.configuration.origin:
+        hub = f"the service runs on {found.configuration.origin}"
+    taken = [one for one in found.configurations if isinstance(one, ConfigurationAccepted) and OF_HUB in one.origin]
+    reloaded = [one for one in taken if one.changed]
     return [
         _held("orders are taken from orders.submitted.>", found.nats_error or missing, f"stream {STREAM}", serve),
         _held("connection to MetaTrader 5", found.broker_error, _account(found), serve),
@@ -71,7 +74,9 @@ async def go_through(settings: Settings) -> list[Check]:
         _item(
             "hot reload",
             OK if reloaded else UNPROVEN,
-            f"version {reloaded[-1].version}" if reloaded else "no configuration of the hub was taken over lately",
+            f"{', '.join(reloaded[-1].changed)}, now version {reloaded[-1].version}"
+            if reloaded
+            else "no change at the hub was taken over lately",
             "post a changed configuration to the hub, then look again",
         ),
     ]

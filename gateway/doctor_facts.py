@@ -1,6 +1,7 @@
 """What the doctor looks at, gathered once: the service, its dependencies, the broker, and the newest events."""
 
 import asyncio
+import http.client
 import os
 import socket
 import time
@@ -16,15 +17,19 @@ from nats.aio.client import Client
 from gateway.bus import STREAM
 from gateway.client import NoAnswer, connect, running
 from gateway.config import OFF, Settings, safe_url
+from gateway.hub import MAX_ANSWER, HubError, read_answer
 from gateway.operations import query
 from gateway.queries import Declined
 from gateway.show import ask_http, open_ledger
+from ledger.account_events import ConfigurationAccepted, ConfigurationRefused
 from ledger.errors import LedgerError
-from ledger.events import Envelope, Recorded, decode
+from ledger.events import Envelope, Recorded, account_stream, decode, event_of
 from ledger.order_events import OrderRejected, OrderRequested
+from ledger.store import EventStore
 from ledger.values import subject_token
 
 RECENT: Final = 5_000
+OF_ACCOUNT: Final = 2_000
 LOOK_S: Final = 5.0
 HUB_CONFIG: Final = "api/v1/config/mt5-connector"
 _MOST_SYMBOLS: Final = 10
@@ -44,6 +49,7 @@ class Found(msgspec.Struct, kw_only=True):
     published_seq: int = 0  # of the newest fill's message on its subject; 0: none there
     ledger_error: str = ""
     events: list[tuple[Recorded, Envelope]] = []
+    configurations: list[ConfigurationAccepted | ConfigurationRefused] = []  # the newest last
     account: dict[str, Any] | None = None
     broker_error: str = ""
     broker_s: float | None = None
@@ -61,6 +67,15 @@ class Found(msgspec.Struct, kw_only=True):
         """The newest events of these kinds, oldest first."""
         return [(recorded, envelope.data) for recorded, envelope in self.events if isinstance(envelope.data, kinds)]
 
+    @property
+    def configuration(self) -> ConfigurationAccepted | None:
+        """What the service runs by, or ran by last; None where that is not on record."""
+        return next((one for one in reversed(self.configurations) if isinstance(one, ConfigurationAccepted)), None)
+
+    def in_force(self, setting: str, otherwise: object) -> str:
+        """A setting as the service runs by it, whoever set it there."""
+        return (self.configuration.settings if self.configuration else {}).get(setting, str(otherwise))
+
 
 async def gather(settings: Settings) -> Found:
     """Everything, each part within seconds; nothing of it raises."""
@@ -72,7 +87,7 @@ async def gather(settings: Settings) -> Found:
         _look_at_broker(settings, found),
         asyncio.to_thread(_look_at_clickhouse, settings, found),
         asyncio.to_thread(_look_at_kafka, settings, found),
-        asyncio.to_thread(_look_at_hub, found),
+        asyncio.to_thread(_look_at_hub, settings, found),
     )
     return found
 
@@ -99,10 +114,20 @@ def _look_at_ledger(settings: Settings, found: Found) -> None:
             head = store.head()
             if head is not None:
                 found.events = [(one, decode(one)) for one in store.read(max(head.seq - RECENT, 0), RECENT)]
+            found.configurations = _configurations(store, found)
         finally:
             store.close()
     except (LedgerError, msgspec.MsgspecError, ValueError) as error:
         found.ledger_error = " ".join(str(error).split())
+
+
+def _configurations(store: EventStore, found: Found) -> list[ConfigurationAccepted | ConfigurationRefused]:
+    """Of the account's newest events; they may be older than the newest of all."""
+    if found.service is None or "login" not in found.service:
+        return [event for _, event in found.of(ConfigurationAccepted, ConfigurationRefused)]
+    stream = account_stream(int(found.service["login"]))
+    events = map(event_of, store.stream(stream, max(store.last_version(stream) - OF_ACCOUNT, 0)))
+    return [one for one in events if isinstance(one, ConfigurationAccepted | ConfigurationRefused)]
 
 
 async def _look_at_nats(settings: Settings, found: Found) -> None:
@@ -206,21 +231,24 @@ def _look_at_kafka(settings: Settings, found: Found) -> None:
             found.kafka_error = f"{broker.strip()}: {error}"
 
 
-def _look_at_hub(found: Found) -> None:
-    url = os.environ.get("CENTRAL_HUB_URL", "")
-    if not url:
+def _look_at_hub(settings: Settings, found: Found) -> None:
+    """The hub that is named here, else the one that the service asks."""
+    url = settings.central_hub_url.reveal() or found.in_force("central_hub_url", "")
+    if not url.startswith("http"):
         return
     found.hub = safe_url(url)
     request = urllib.request.Request(f"{url.rstrip('/')}/{HUB_CONFIG}")  # noqa: S310  # as an operator configured it
-    if key := os.environ.get("CENTRAL_HUB_API_KEY"):
-        request.add_header("X-API-Key", key)
+    if settings.central_hub_api_key:
+        request.add_header("X-API-Key", settings.central_hub_api_key.reveal())
     try:
         with urllib.request.urlopen(request, timeout=LOOK_S) as response:  # noqa: S310
-            msgspec.json.decode(response.read())
+            read_answer(response.read(MAX_ANSWER + 1))
     except urllib.error.HTTPError as error:
         error.close()
         found.hub_error = (
             "it has no configuration of mt5-connector" if error.code == 404 else f"it answers {error.code}"
         )
-    except (OSError, ValueError) as error:
+    except HubError as error:
+        found.hub_error = str(error)
+    except (OSError, ValueError, http.client.HTTPException) as error:
         found.hub_error = f"it does not answer ({type(error).__name__})"

@@ -15,6 +15,7 @@ from gateway.control import Control
 from gateway.errands import Errands
 from gateway.halts import DeadMansSwitch, Halts
 from gateway.microservice import MicroService
+from gateway.overdue import Overdue
 from gateway.proof import Proofs, key_of
 from gateway.queries import Queries
 from gateway.risk import RiskWatch
@@ -27,7 +28,7 @@ from ledger.writer import Cause, Ledger
 
 class Edge:
     """Started before orders are taken up, so that none is sent unjudged; listens once they are. `reconcile`: compares
-    our view with the broker's and tells what it found."""
+    our view with the broker's and tells what it found; `reconnect`: connects to the broker, tells why it could not."""
 
     def __init__(
         self,
@@ -41,13 +42,16 @@ class Edge:
         clock: Callable[[], datetime],
         version: str,
         reconcile: Callable[[Cause], Awaitable[AccountReconciled]] | None = None,
+        reconnect: Callable[[], Awaitable[str]] | None = None,
     ) -> None:
         self._settings, self._connection = settings, connection
+        self._looking: asyncio.Task[None] | None = None
         self._watch = Watch(ledger.tail)
         self.alerts = Alerts(ledger, settings)
         errands = Errands(ledger, submitter, clock)
         self.halts = Halts(ledger, errands, settings)
         offset_s = account.server_utc_offset_s
+        self._overdue = Overdue(ledger, submitter, self.alerts, clock)
         self._risk = RiskWatch(query, ledger, self.halts, settings.limits, clock, offset_s or 0)
         self._admission = Admission(
             query,
@@ -68,6 +72,7 @@ class Edge:
             open_now=queries.open_now,
             take=submitter.take,
             reconcile=reconcile,
+            reconnect=reconnect,
         )
         self._service = MicroService(
             connection,
@@ -85,6 +90,8 @@ class Edge:
         self.alerts.start(self._watch)
         tasks: list[asyncio.Task[Any]] = [self.halts.start(self._watch), await self._watch.start()]
         tasks.append(await self._risk.start())
+        self._looking = asyncio.create_task(self._overdue.run(), name="overdue")
+        tasks.append(self._looking)
         if self._settings.heartbeat_timeout_s:
             tasks.append(await self._switch.start(self._connection))
         return tasks
@@ -104,5 +111,8 @@ class Edge:
         await self._service.stop()
 
     async def stop(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
         for part in (self._switch, self._risk, self.halts, self._watch):
             await part.stop()

@@ -24,11 +24,16 @@ log = structlog.get_logger()
 MAX_ANSWER: Final = 1 << 20
 CACHE_S: Final = 300.0
 MAX_VERSION: Final = 64
+MAX_DEPTH: Final = 32
 Check = Callable[[Mapping[str, Any]], list[str]]
 
 
 class HubError(Exception):
     """The hub gave no configuration: one line that says why. It never repeats what the hub said."""
+
+
+class HubUnreadable(HubError):
+    """The hub answered, but not with what a configuration is."""
 
 
 class HubConfig(msgspec.Struct, frozen=True):
@@ -40,15 +45,17 @@ class HubConfig(msgspec.Struct, frozen=True):
 
 
 def read_answer(body: bytes) -> HubConfig:
-    """An answer or a message of the hub; its `config` is an object, or a text that holds one. Raises HubError."""
+    """An answer or a message of the hub; its `config` is an object, or a text that holds one. Raises HubUnreadable."""
     if len(body) > MAX_ANSWER:
-        raise HubError(f"the hub's configuration is larger than {MAX_ANSWER} bytes")
+        raise HubUnreadable(f"the hub's configuration is larger than {MAX_ANSWER} bytes")
     answer = _object(body, "the hub's answer")
     config = answer.get("config")
     if isinstance(config, str):
         config = _object(config, "the hub's config")
     if not isinstance(config, dict):
-        raise HubError("the hub's answer has no object `config`")
+        raise HubUnreadable("the hub's answer has no object `config`")
+    if _is_deeper(config, MAX_DEPTH):
+        raise HubUnreadable(f"the hub's config is nested deeper than {MAX_DEPTH} groups")
     updated = answer.get("updated_at")
     if not isinstance(updated, int) or isinstance(updated, bool) or not 0 <= updated < 2**63:
         updated = 0
@@ -59,10 +66,19 @@ def _object(text: bytes | str, what: str) -> dict[str, Any]:
     try:
         found = orjson.loads(text)
     except ValueError:
-        raise HubError(f"{what} is not JSON") from None
+        raise HubUnreadable(f"{what} is not JSON") from None
     if not isinstance(found, dict):
-        raise HubError(f"{what} is not a JSON object")
+        raise HubUnreadable(f"{what} is not a JSON object")
     return found
+
+
+def _is_deeper(config: dict[str, Any], levels: int) -> bool:
+    level: list[Any] = [config]
+    while level and levels:
+        level = [one for group in level for one in (group.values() if isinstance(group, dict) else group)]
+        level = [one for one in level if isinstance(one, dict | list)]
+        levels -= 1
+    return bool(level)
 
 
 def _version(value: Any) -> str:
@@ -140,6 +156,8 @@ async def obtain(hub: Hub, service: str, kept: LastGood, check: Check) -> tuple[
             kept.write(found)
             return found, f"hub version {found.version or '?'}", []
         why = "what the hub holds is refused"
+    except HubUnreadable as error:
+        why, refused = "what the hub holds is refused", [str(error)]
     except HubError as error:
         why = str(error)
     last = kept.read()

@@ -1,5 +1,6 @@
 """A small Central Hub for local use and tests: its HTTP interface, its messages over NATS, its state in one file."""
 
+import asyncio
 import contextlib
 import hmac
 import re
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import nats
+import nats.errors
 import orjson
 from aiohttp import web
 from nats.aio.client import Client
 
 _SERVICE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+CONNECT_S: Final = 1.0
 MAX_BODY: Final = 1 << 20
 
 
@@ -48,7 +51,59 @@ class HubState:
         return self.configs[service]
 
 
-def application(state: HubState, connection: Client | None, api_key: str = "") -> web.Application:
+class Teller:
+    """Tells of changes over NATS. While that is not there it goes on trying; whoever missed a change is told then."""
+
+    def __init__(self, state: HubState, url: str) -> None:
+        self._state = state
+        self._servers = [one.strip() for one in url.split(",")]
+        self._connection: Client | None = None
+        self._connecting: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Returns at the latest after `CONNECT_S`. Raises nats.errors.Error, ValueError for an address that is none."""
+        self._connecting = asyncio.create_task(self._connect(), name="hub-nats")
+        done, _ = await asyncio.wait({self._connecting}, timeout=CONNECT_S)
+        if done:
+            self._connecting.result()
+
+    async def _connect(self) -> None:
+        self._connection = await nats.connect(
+            self._servers,
+            max_reconnect_attempts=-1,
+            connect_timeout=5,
+            reconnect_time_wait=0.5,
+            error_cb=_quietly,
+            reconnected_cb=self._tell_all,
+        )
+        await self._tell_all()
+
+    async def _tell_all(self) -> None:
+        for service in list(self._state.configs):
+            await self.tell(service)
+
+    async def tell(self, service: str) -> None:
+        if self._connection is None or not self._connection.is_connected:
+            return
+        stored = self._state.configs[service]
+        message = {name: stored[name] for name in ("service_name", "config", "version", "updated_at", "updated_by")}
+        with contextlib.suppress(nats.errors.Error):
+            await self._connection.publish(f"config.update.{service}", orjson.dumps(message))
+            await self._connection.flush(1)
+
+    async def stop(self) -> None:
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.gather(self._connecting, return_exceptions=True)
+        if self._connection is not None:
+            await self._connection.close()
+
+
+async def _quietly(_: Exception) -> None:
+    """That NATS is not there shows where changes are waited for."""
+
+
+def application(state: HubState, teller: Teller | None, api_key: str = "") -> web.Application:
     @web.middleware
     async def only_with_key(request: web.Request, handler: Any) -> web.StreamResponse:
         given = request.headers.get("X-API-Key", "")
@@ -66,10 +121,8 @@ def application(state: HubState, connection: Client | None, api_key: str = "") -
         if not _SERVICE.fullmatch(service):
             raise web.HTTPBadRequest(text="a service is named by 1-64 letters, digits, _ and -")
         stored = state.put(service, config, request.query.get("version", ""), request.query.get("updated_by", ""))
-        if connection is not None:
-            names = ("service_name", "config", "version", "updated_at", "updated_by")
-            await connection.publish(f"config.update.{service}", orjson.dumps({name: stored[name] for name in names}))
-            await connection.flush()
+        if teller is not None:
+            await teller.tell(service)
         return _json(stored)
 
     async def register(request: web.Request) -> web.Response:
@@ -96,19 +149,18 @@ async def hub_server(
 ) -> AsyncIterator[tuple[str, HubState]]:
     """The running hub: its address and its state. Raises OSError where the port is taken or the file unreadable."""
     state = HubState(file)
-    connection = None
-    if nats_url:
-        servers = [one.strip() for one in nats_url.split(",")]
-        connection = await nats.connect(servers, max_reconnect_attempts=-1, connect_timeout=5)
-    runner = web.AppRunner(application(state, connection, api_key), access_log=None, shutdown_timeout=1.0)
+    teller = Teller(state, nats_url) if nats_url else None
+    runner = web.AppRunner(application(state, teller, api_key), access_log=None, shutdown_timeout=1.0)
     try:
+        if teller is not None:
+            await teller.start()
         await runner.setup()
         await web.TCPSite(runner, host, port).start()
         yield f"http://{host}:{runner.addresses[0][1]}", state
     finally:
         await runner.cleanup()
-        if connection is not None:
-            await connection.close()
+        if teller is not None:
+            await teller.stop()
 
 
 async def _body(request: web.Request) -> dict[str, Any]:

@@ -116,6 +116,10 @@ class Reconcile(Ordered, frozen=True, kw_only=True):
     """Compares our view with the broker's, now."""
 
 
+class Reconnect(Ordered, frozen=True, kw_only=True):
+    """Connects to the broker again, now: where AUTO_RECONNECT is off, or the broker refused the login."""
+
+
 class Resolve(Ordered, frozen=True, kw_only=True):
     """A person's word on an order whose outcome is unknown. `found`: it is at the broker, under `order_ticket`
     (needed unless it changes or cancels something); `absent`: it is not; `abandoned`: nobody will ever know."""
@@ -269,6 +273,7 @@ CONTROLS: Final[dict[str, type[Ordered]]] = {
     "resume": Resume,
     "close_all": CloseAll,
     "reconcile": Reconcile,
+    "reconnect": Reconnect,
     "resolve": Resolve,
 }
 

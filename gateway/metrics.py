@@ -50,7 +50,8 @@ OUTCOMES: Final = {
 }
 # Known from the start, since an increase from nothing to one is none for Prometheus.
 ALERTS: Final = (
-    *(UNRESOLVED, "reconciliation", "slippage", "slow_broker", "sink_stopped", "halted", "fenced", "anomaly"),
+    *(UNRESOLVED, "reconciliation", "slippage", "slow_broker", "sink_stopped", "halted", "fenced"),
+    *("anomaly", "standing_order"),
 )
 DIFFERENCES: Final = (
     *("missing_at_broker", "unknown_at_broker", "volume", "side", "sl_tp", "price", "cost", "order_missing"),

@@ -86,6 +86,7 @@ class Observation:
         self._tasks: list[asyncio.Task[Any]] = []
         self._last: list[Callable[[], Awaitable[None]]] = []
         self._ledger: Ledger | None = None
+        self._communications: CommunicationLog | None = None
         self._metrics: Metrics | None = None
         self._exposition: Exposition | None = None
         self._queues: dict[str, Callable[[], int]] = {}
@@ -113,10 +114,7 @@ class Observation:
         self.health.watch("ledger", lambda: _ledger_part(ledger))
         self.health.standing = lambda: _standing(ledger)
         self._run(self._metrics.run(), "metrics")
-        if self._settings.log_all_communications:
-            communications = CommunicationLog(ledger.tail, head)
-            self._run(communications.run(), "log of communications")
-            self._last.append(communications.catch_up)
+        self._log_communications(head)
         if self._traces is not None:
             self._run(self._traces.follow(ledger.tail, head), "traces")
             self._last.append(partial(self._traces.catch_up, ledger.tail))
@@ -134,6 +132,23 @@ class Observation:
         for catch_up in self._last:
             await catch_up()
         self._last.clear()
+        if self._communications is not None:
+            await self._communications.catch_up()
+
+    def use(self, settings: Settings) -> None:
+        """What is logged of the broker, from now on."""
+        self._settings = settings
+        if self._ledger is not None:
+            self._log_communications(self._ledger.tail.newest)
+
+    def _log_communications(self, after: int) -> None:
+        wanted, running, ledger = self._settings.log_all_communications, self._communications, self._ledger
+        if wanted and running is None and ledger is not None:
+            self._communications = CommunicationLog(ledger.tail, after)
+            self._run(self._communications.run(), "log of communications")
+        elif running is not None and not wanted:
+            running.end()
+            self._communications = None
 
     def watch_terminals(self, trade: TerminalProcess, query: TerminalProcess) -> None:
         self.health.watch("broker", lambda: _terminal_part(trade, needed=True))

@@ -38,6 +38,7 @@ def terminal_settings(settings: Settings, folder: Path) -> TerminalSettings:
         portable=settings.mt5_portable,
         bridge_host=settings.mt5linux_host,
         bridge_port=settings.mt5linux_port,
+        timeout_s=settings.call_deadline_s,
         call_deadline_s=settings.call_deadline_s,
         seed=settings.simulated_seed,
         simulated_faults=settings.simulated_faults,

@@ -6,6 +6,7 @@ needs a restart keeps its old value until then, and the log says so. A storm of 
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from gateway.config import SERVICE, ConfigurationError, Settings, described, layered, version_of
-from gateway.hub import Hub, HubConfig, HubError, LastGood, keep_registered, obtain, read_answer
+from gateway.hub import Hub, HubConfig, HubError, HubUnreadable, LastGood, keep_registered, obtain, read_answer
 from gateway.settings_table import ABOUT
 from gateway.variables import VARIABLES
 from ledger.account_events import ConfigurationAccepted, ConfigurationRefused
@@ -28,6 +29,8 @@ CAUSE: Final = Cause(actor="gateway")
 CALM_S: Final = 0.2  # between two documents that are judged
 HEARTBEAT_S: Final = 30.0
 MAX_ERROR: Final = 300
+MAX_HEARD: Final = 4_096  # messages that may wait: of a storm the last one counts, and it must not be dropped
+MAX_AHEAD_MS: Final = 86_400_000
 
 
 def reloaded(old: Settings, new: Settings) -> tuple[Settings, tuple[str, ...], tuple[str, ...]]:
@@ -51,6 +54,16 @@ def reloaded(old: Settings, new: Settings) -> tuple[Settings, tuple[str, ...], t
     return found, tuple(changed), tuple(waiting)
 
 
+def changed_at(found: HubConfig) -> int:
+    """When the hub changed it, in milliseconds since 1970; 0 where it does not say, or names a time that is yet to
+    come: one such answer would make everything after it look overtaken."""
+    return found.updated_at if found.updated_at <= time.time() * 1000 + MAX_AHEAD_MS else 0
+
+
+def _is_older(found: HubConfig, other: HubConfig) -> bool:
+    return 0 < changed_at(found) < changed_at(other)
+
+
 class HubSettings:
     """The settings of a service with a hub. `use` hears of every new value."""
 
@@ -66,7 +79,7 @@ class HubSettings:
         self._use: Callable[[Settings], None] = lambda _: None
         self._ledger: Ledger | None = None
         self._refused: tuple[str, tuple[str, ...]] | None = None  # the last refusal, told once
-        self._updated_at = 0
+        self._taken: HubConfig | None = None
         self._next: HubConfig | HubError | None = None
         self._arrived = asyncio.Event()
         self._tasks: list[asyncio.Task[Any]] = []
@@ -78,7 +91,7 @@ class HubSettings:
         found, source, refused = await obtain(self._hub, SERVICE, self._kept, self._problems)
         self.settings = layered(self._flags, self._env, found.config if found else {}).settings
         self.origin = f"flags, environment, {source}, file, defaults"
-        self._updated_at = found.updated_at if found else 0
+        self._taken = found
         if refused:
             self._refused = ("", tuple(one[:MAX_ERROR] for one in refused))
         return self.settings
@@ -95,7 +108,7 @@ class HubSettings:
         )
         if self._hub is None:
             return
-        await connection.subscribe(f"config.update.{SERVICE}", cb=self._hear, pending_msgs_limit=64)
+        await connection.subscribe(f"config.update.{SERVICE}", cb=self._hear, pending_msgs_limit=MAX_HEARD)
         settings = self.settings
         about = {
             "name": SERVICE,
@@ -119,8 +132,13 @@ class HubSettings:
             found: HubConfig | HubError = read_answer(message.data)
         except HubError as error:
             found = error
-        if isinstance(found, HubError) and isinstance(self._next, HubConfig):
-            return  # garbage does not push out what can be read
+        self._offer(found)
+
+    def _offer(self, found: HubConfig | HubError) -> None:
+        """It is judged next, unless what waits for that already is better: newer, or not garbage."""
+        waiting = self._next
+        if isinstance(waiting, HubConfig) and (isinstance(found, HubError) or _is_older(found, waiting)):
+            return
         self._next = found
         self._arrived.set()
 
@@ -129,12 +147,12 @@ class HubSettings:
             await asyncio.sleep(self.settings.central_hub_poll_s)
             try:
                 found = await hub.fetch(SERVICE)
+            except HubUnreadable as error:
+                self._offer(error)
             except HubError as error:
                 log.warning("the hub is not to be asked, its last configuration stays", error=str(error))
-                continue
-            if not isinstance(self._next, HubConfig) or found.updated_at >= self._next.updated_at:
-                self._next = found
-                self._arrived.set()
+            else:
+                self._offer(found)
 
     async def _run(self) -> None:
         while True:
@@ -148,20 +166,21 @@ class HubSettings:
             await asyncio.sleep(CALM_S)
 
     def _take(self, found: HubConfig) -> None:
-        if found.updated_at and found.updated_at < self._updated_at:
+        before = self._taken
+        if before is not None and _is_older(found, before):
             return  # what was overtaken on its way
         problems = self._problems(found.config)
         if problems:
             self._refuse(found.version, problems)
             return
-        self._updated_at, self._refused = found.updated_at, None
+        self._refused, self._taken = None, found
+        if before is not None and (found.config, found.version) == (before.config, before.version):
+            return
         self._kept.write(found)
         wanted = layered(self._flags, self._env, found.config).settings
         settings, changed, waiting = reloaded(self.settings, wanted)
         if waiting:
             log.warning("takes effect at the next start", settings=waiting, hub_version=found.version)
-        if not changed:
-            return
         self.settings = settings
         version, digest = version_of(settings)
         assert self._ledger is not None
@@ -173,10 +192,12 @@ class HubSettings:
                 digest=digest,
                 changed=changed,
                 settings=described(settings),
+                waiting=waiting,
             )
         )
-        self._use(settings)
-        log.info("settings changed", changed=changed, config_version=version, hub_version=found.version)
+        if changed:
+            self._use(settings)
+        log.info("configuration accepted", changed=changed, config_version=version, hub_version=found.version)
 
     def _problems(self, document: Mapping[str, Any]) -> list[str]:
         try:

@@ -166,14 +166,18 @@ ABOUT: Final[dict[str, About]] = {
     "AUTO_RECONNECT": About(
         "connect again after a lost connection; else orders are parked until an operator does",
         "error_handling.auto_reconnect",
+        hot=True,
     ),
     "RECONNECT_INTERVAL_S": About(
-        "the longest wait between two tries to connect", "error_handling.reconnect_interval_seconds"
+        "the longest wait between two tries to connect",
+        "error_handling.reconnect_interval_seconds",
+        hot=True,
     ),
     "CONNECTION_CHECK_S": About("how often the terminal's connection is looked at"),
     "LOG_ALL_COMMUNICATIONS": About(
         "one log line for each exchange with the broker; the ledger holds them all in any case",
         "error_handling.log_all_communications",
+        hot=True,
     ),
     # --- positions
     "SYNC_INTERVAL_MINUTES": About(

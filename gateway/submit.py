@@ -9,7 +9,7 @@ is in one stage at a time (`_staged`), or waits for one reason: a time, the conn
 import asyncio
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from decimal import Decimal
 from typing import Final, NamedTuple
@@ -159,9 +159,9 @@ class Submitter:
             self._take_up(order)
         self._advance(order_id)
 
-    def recheck(self) -> None:
-        """What orders wait for has changed: asks again for each."""
-        for order_id in self._timers.waiting():
+    def recheck(self, order_ids: Iterable[str] | None = None) -> None:
+        """What orders wait for has changed: asks again for each, or for these."""
+        for order_id in self._timers.waiting() if order_ids is None else order_ids:
             self._advance(order_id)
 
     def acting_on(self, kind: str, number: int) -> str:

@@ -5,7 +5,6 @@ two at once could not be told apart). On a netting account a deal of a symbol mo
 close excludes the opening orders of its symbol too, or both together could open the other side.
 """
 
-from collections import deque
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Final, NamedTuple
@@ -131,15 +130,18 @@ class InFlight:
     """Which orders hold which keys; the others wait in the order they came.
 
     An exclusive holder is alone; shared ones (opening orders on a netting account) tolerate each other, and do not
-    overtake an exclusive one that waits.
+    overtake an exclusive one that waits. Who waits has one turn for all of its keys: if each key had a queue of its
+    own, two requests on the same two targets could wait for each other, and all that come after them.
     """
 
     def __init__(self) -> None:
         self._exclusive: dict[Key, str] = {}
         self._shared: dict[Key, set[str]] = {}
         self._held: dict[str, frozenset[Key]] = {}
-        self._waiting: dict[Key, deque[str]] = {}
-        self._alone: set[str] = set()  # of those that wait: the exclusive ones
+        self._waiting: dict[Key, dict[str, bool]] = {}  # whether it wants the key for itself alone
+        self._turns: dict[str, int] = {}  # of those that wait
+        self._wanted: dict[str, set[Key]] = {}  # by those that wait
+        self._came = 0
 
     def holder(self, key: Key) -> str:
         """The order that has the key for itself; empty when none has."""
@@ -151,14 +153,10 @@ class InFlight:
     def begin(self, order_id: str, keys: frozenset[Key], *, shared: bool = False) -> bool:
         """Takes the keys, all or none. Otherwise the order waits, and `end` of another names it."""
         held = self._held.get(order_id, frozenset())
-        for key in keys - held:
-            owner = self._exclusive.get(key, order_id)
-            others = self._shared.get(key, set()) - {order_id}
-            ahead = self._ahead(key, order_id)
-            blocked = owner != order_id or (ahead if shared else bool(others) or ahead)
-            if blocked:
-                self._wait(key, order_id, shared=shared)
-                return False
+        taken = [key for key in keys - held if self._is_taken(key, order_id, shared=shared)]
+        if taken:
+            self._wait(order_id, taken, shared=shared)
+            return False
         for key in keys:
             if shared:
                 self._shared.setdefault(key, set()).add(order_id)
@@ -170,12 +168,9 @@ class InFlight:
 
     def end(self, order_id: str) -> list[str]:
         """Gives back what the order holds, and names those that may try now, in the order they came."""
-        if order_id not in self._held and not self._waiting:
-            return []
-        ready: dict[str, None] = {}
-        for key in self._forget(order_id):
-            ready |= dict.fromkeys(self._waiting.get(key, ()))
-        for key in self._held.pop(order_id, frozenset()):
+        keys = self._forget(order_id) | self._held.pop(order_id, frozenset())
+        ready: set[str] = set()
+        for key in keys:
             if self._exclusive.get(key) == order_id:
                 del self._exclusive[key]
             shared = self._shared.get(key)
@@ -183,31 +178,38 @@ class InFlight:
                 shared.discard(order_id)
                 if not shared:
                     del self._shared[key]
-            ready |= dict.fromkeys(self._waiting.get(key, ()))
-        return list(ready)
+            ready.update(self._waiting.get(key, ()))
+        return sorted(ready, key=self._turns.__getitem__)
 
-    def _ahead(self, key: Key, order_id: str) -> bool:
-        """Whether an exclusive one has waited longer for the key."""
-        for waiting in self._waiting.get(key, ()):
-            if waiting == order_id:
-                return False
-            if waiting in self._alone:
-                return True
-        return False
+    def _is_taken(self, key: Key, order_id: str, *, shared: bool) -> bool:
+        if self._exclusive.get(key, order_id) != order_id:
+            return True
+        others = not shared and bool(self._shared.get(key, set()) - {order_id})
+        return others or self._is_behind(key, order_id)
 
-    def _wait(self, key: Key, order_id: str, *, shared: bool) -> None:
-        queue = self._waiting.setdefault(key, deque())
-        if order_id not in queue:
-            queue.append(order_id)
-        if not shared:
-            self._alone.add(order_id)
+    def _is_behind(self, key: Key, order_id: str) -> bool:
+        """Whether one that came earlier wants the key for itself alone."""
+        turn = self._turns.get(order_id)
+        return any(
+            alone and (turn is None or self._turns[one] < turn) for one, alone in self._waiting.get(key, {}).items()
+        )
 
-    def _forget(self, order_id: str) -> list[Key]:
+    def _wait(self, order_id: str, keys: list[Key], *, shared: bool) -> None:
+        """For those that are taken alone: what is free of its keys may go to others meanwhile, once."""
+        if order_id not in self._turns:
+            self._came += 1
+            self._turns[order_id] = self._came
+        self._wanted.setdefault(order_id, set()).update(keys)
+        for key in keys:
+            self._waiting.setdefault(key, {})[order_id] = not shared
+
+    def _forget(self, order_id: str) -> set[Key]:
         """It waits no more. Returns the keys it waited for."""
-        self._alone.discard(order_id)
-        waited = [key for key, queue in self._waiting.items() if order_id in queue]
-        for key in waited:
-            self._waiting[key].remove(order_id)
-            if not self._waiting[key]:
+        self._turns.pop(order_id, None)
+        keys = self._wanted.pop(order_id, set())
+        for key in keys:
+            waiting = self._waiting[key]
+            del waiting[order_id]
+            if not waiting:
                 del self._waiting[key]
-        return waited
+        return keys

@@ -15,7 +15,7 @@ A child that misses a deadline, dies or loses its terminal is replaced in the ba
 import asyncio
 import random
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final, Literal, TypeVar
 
@@ -38,6 +38,7 @@ from gateway.broker import (
     Tick,
     Unknown,
 )
+from gateway.config import Settings
 from gateway.retcodes import lookup_error
 from gateway.terminal_child import (
     AskAccount,
@@ -100,6 +101,7 @@ class TerminalProcess:
         self._children: set[Child] = set()  # all that are not gone yet
         self._starting = asyncio.Lock()
         self._restart: asyncio.Task[None] | None = None
+        self._settings_changed = asyncio.Event()
         self._reaping: set[asyncio.Future[Any]] = set()
 
     def __repr__(self) -> str:
@@ -144,6 +146,16 @@ class TerminalProcess:
         if self._reaping:
             await asyncio.wait(self._reaping)
 
+    def use(self, settings: Settings) -> None:
+        """Whether and how often a lost terminal is started again, from now on. The one for queries always is."""
+        restart = settings.auto_reconnect or self.settings.role == "query"
+        self.settings = msgspec.structs.replace(
+            self.settings, restart=restart, reconnect_interval_s=settings.reconnect_interval_s
+        )
+        self._settings_changed.set()
+        if self.status.state == "down":
+            self._restart_later()
+
     def _set(self, state: Any, text: str = "", code: int = 0) -> None:
         status = TerminalStatus(state, text, code)
         if status != self.status:
@@ -174,7 +186,10 @@ class TerminalProcess:
 
     async def _spawn(self) -> Child:
         loop = asyncio.get_running_loop()
-        (ours, theirs), (evidence, their_evidence) = socket.socketpair(), socket.socketpair()
+        try:
+            (ours, theirs), (evidence, their_evidence) = socket.socketpair(), socket.socketpair()
+        except OSError as error:
+            raise TerminalError(f"the terminal process could not be started: {error}") from None
         ours.setblocking(False)
         evidence.setblocking(False)
         try:
@@ -209,10 +224,15 @@ class TerminalProcess:
             self._restart = asyncio.get_running_loop().create_task(self._restart_until_connected())
 
     async def _restart_until_connected(self) -> None:
-        delay = FIRST_DELAY_S
+        waits = pauses(self.settings.reconnect_interval_s)
         while True:
-            await asyncio.sleep(delay * self._jitter.uniform(0.75, 1.25))
-            delay = min(delay * 2, self.settings.reconnect_interval_s)
+            self._settings_changed.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(next(waits) * self._jitter.uniform(0.75, 1.25)):
+                    await self._settings_changed.wait()
+                    waits = pauses(self.settings.reconnect_interval_s)
+            if not self.settings.restart:
+                return
             async with self._starting:
                 if self._child is not None:
                     return
@@ -303,6 +323,15 @@ class TerminalProcess:
 
     def _not_running(self) -> NotSent:
         return NotSent(0, f"the terminal is {self.status.state}: {self.status.text}".rstrip(": "))
+
+
+def pauses(longest_s: float) -> Iterator[float]:
+    """Seconds between one attempt to connect and the next, for ever: each twice as long as the one before, up to the
+    longest."""
+    pause_s = min(FIRST_DELAY_S, longest_s)
+    while True:
+        yield pause_s
+        pause_s = min(pause_s * 2, longest_s)
 
 
 def _outcomes(exchange: Exchange, missing: str, count: int) -> list[Outcome]:

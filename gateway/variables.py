@@ -109,7 +109,7 @@ VARIABLES: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "CENTRAL_HUB_URL": ("central_hub_url", Secret),
     "CENTRAL_HUB_API_KEY": ("central_hub_api_key", Secret),
     "CENTRAL_HUB_TIMEOUT_S": ("central_hub_timeout_s", _number(float, 0.1, 30)),
-    "CENTRAL_HUB_POLL_S": ("central_hub_poll_s", _number(float, 1, 86_400)),
+    "CENTRAL_HUB_POLL_S": ("central_hub_poll_s", _number(float, 0.1, 86_400)),
     "SERVICE_HOST": ("service_host", str),
     "SERVICE_PORT": ("service_port", _port),
     "REAL_TIME": ("real_time", _one_of("auto", "on", "off")),

@@ -101,13 +101,14 @@ class AlertRaised(Fact, frozen=True, kw_only=True, gc=False, tag="account.alert_
 
 class ConfigurationAccepted(Fact, frozen=True, kw_only=True, gc=False, tag="account.configuration_accepted"):
     """Settings in force from here on. `origin`: flags, environment, hub, file, defaults; `changed`: the paths that
-    differ from before. `settings` holds no secret."""
+    differ from before; `waiting`: those whose change takes effect at the next start. `settings` holds no secret."""
 
     version: str
     origin: str
     digest: str
     changed: tuple[str, ...] = ()
     settings: dict[str, str] = msgspec.field(default_factory=dict)
+    waiting: tuple[str, ...] = ()
 
 
 class ConfigurationRefused(Fact, frozen=True, kw_only=True, gc=False, tag="account.configuration_refused"):

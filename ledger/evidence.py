@@ -35,8 +35,6 @@ ENDED_STATES: Final = {
     ORDER_STATE_REJECTED: "rejected",
     ORDER_STATE_EXPIRED: "expired",
 }
-# DEAL_REASON_SL, _TP and _SO: the server closed the position an order opened, under the magic of that order.
-_BY_SERVER: Final = frozenset({4, 5, 6})
 
 
 class Dealt(msgspec.Struct, frozen=True):
@@ -94,7 +92,7 @@ def judge(order: Order, seen: RecordEvidence) -> Judgement:
     sent = order.sent
     if sent is None:
         return Inconclusive(found=False, reason="the request that was sent is not known")
-    made = tuple(deal for deal in seen.deals if deal.reason not in _BY_SERVER)
+    made = tuple(deal for deal in seen.deals if _may_be_made_by(order, deal))
     if made:
         listed = ", ".join(str(deal.ticket) for deal in made)
         return Dealt(made, f"the broker shows deal {listed} of this attempt")
@@ -113,6 +111,16 @@ def judge(order: Order, seen: RecordEvidence) -> Judgement:
             return _close_by(order, seen)
         case _:
             return Inconclusive(found=False, reason=f"no rule for action {sent.action}")
+
+
+def _may_be_made_by(order: Order, deal: Deal) -> bool:
+    """What happens to a position later may carry the magic of the order that opened it. ENUM_DEAL_REASON: above
+    EXPERT it is the server's own (stop loss, take profit, stop-out, a position reopened over night, a split …), below
+    it a hand's."""
+    if deal.reason > DEAL_REASON_EXPERT:
+        return False
+    by_hand = deal.reason < DEAL_REASON_EXPERT
+    return not (by_hand and deal.entry and order.action == "open")
 
 
 def _ended(seen: RecordEvidence) -> BrokerOrder | None:

@@ -141,10 +141,12 @@ class Ledger:
         build: str,
         config_version: str = "",
         take_over: bool = False,
+        lock: WriterLock | None = None,
         patience_s: float = PATIENCE_S,
     ) -> "Ledger":
         """The writer of this ledger, with its open orders loaded; creates the ledger when it is empty. `patience_s`:
-        how long a commit of unknown fate is repeated before the writer stops.
+        how long a commit of unknown fate is repeated before the writer stops. `lock`: the writer's lock, where the
+        caller holds it already; it is released with the ledger.
 
         `take_over`: goes on although another writer holds the lock. `WriterTookOver` is then committed before
         anything else, and from that moment the other one, alive or paused, cannot commit: its next seal has a
@@ -158,8 +160,11 @@ class Ledger:
 
         Raises LedgerLocked (another writer), ForeignLedger (another account), LedgerDamaged, LedgerUnavailable.
         """
-        lock, displacing = await asyncio.to_thread(lock_or_displace, store, take_over=take_over)
-        ledger = cls(store, lock, clock, build=build, config_version=config_version, patience_s=patience_s)
+        if lock is not None:
+            held, displacing = lock, False
+        else:
+            held, displacing = await asyncio.to_thread(lock_or_displace, store, take_over=take_over)
+        ledger = cls(store, held, clock, build=build, config_version=config_version, patience_s=patience_s)
         try:
             found = await asyncio.to_thread(beginning, store, login, server)
             if found is not None:
@@ -174,7 +179,7 @@ class Ledger:
                 await ledger.append(WRITER_STREAM, created, Cause(actor="writer"))
         except BaseException:
             await ledger._end()
-            lock.release()
+            held.release()
             raise
         return ledger
 

@@ -79,6 +79,10 @@ class FakeBroker:
         self._ask("connect")
         return ACCOUNT
 
+    async def verify(self) -> Account:
+        self._ask("verify")
+        return ACCOUNT
+
     async def check(self, requests: Sequence[TradeRequest]) -> list[CheckOutcome]:
         raise NotImplementedError
 

@@ -84,6 +84,7 @@ class Desk:
             self.trade,
             self.ledger,
             account,
+            query=self.query,
             terminal="simulated",
             check_s=settings.connection_check_s,
             auto_reconnect=settings.auto_reconnect,

@@ -438,6 +438,9 @@ _MORE: Final[dict[str, Event]] = {
     "v1/account.halted+until": TradingHalted(
         source="limit", reason="loss of the day", until=datetime(2026, 3, 2, 0, 0, tzinfo=UTC)
     ),
+    "v1/account.configuration_accepted+waiting": ConfigurationAccepted(
+        version="config-4", origin="hub", digest="78" * 32, waiting=("call_deadline_s",)
+    ),
     "v1/order.send_started+before": SendStarted(
         attempt=2,
         request=_TRADE_REQUEST,

@@ -23,8 +23,9 @@ Secrets come from the environment only.
 **Path** is the place in a document. The hub may set what stands under `operational`; sections of others are left alone.
 **Reload**: `yes` takes effect while the service runs, when the hub changes it; `restart` at the next start. An invalid
 document is refused whole, and the old settings stay. Retries and delays hold for orders that come after the change;
-limits and halts hold at once. The service starts without a hub: on its last good configuration in `hub.json`, or on
-safe defaults.
+limits, halts, alerts and intervals hold at once. What waits for a restart is named by the log, by the event of the
+accepted configuration, and by `order-ledger doctor`. The service starts without a hub: on its last good configuration
+in `hub.json`, or on safe defaults.
 
 `--data DIR` or `ORDER_LEDGER_DATA` names the data folder (`./.order-ledger`). `CLICKHOUSE_HOST` and `CLICKHOUSE_PORT`
 may stand for `CLICKHOUSE_URL`.

@@ -1,5 +1,6 @@
 """`order-ledger serve` as a test sees it: a process with a data folder, started, asked, stopped or killed."""
 
+import asyncio
 import contextlib
 import os
 import selectors
@@ -7,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,14 @@ def serving(folder: Path, **settings: str) -> Iterator[Service]:
         service.end()
 
 
+async def until(found: Callable[[], Any], timeout_s: float = 20.0) -> Any:
+    """What `found` returns, once that is anything: another process brings it about and tells nobody."""
+    async with asyncio.timeout(timeout_s):
+        while not (value := found()):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        return value
+
+
 class Listener:
     """Hears what the service says, and sends it orders."""
 
@@ -154,8 +163,6 @@ class Listener:
         self._arrived: Any = None
 
     async def __aenter__(self) -> "Listener":
-        import asyncio
-
         self._arrived = asyncio.Condition()
         self._connection = await nats.connect(self._url)
         for kind in ("fill", "error", "order", "alert"):
@@ -182,8 +189,6 @@ class Listener:
 
     async def wait_for(self, wanted: Any, timeout_s: float = 15.0) -> tuple[str, dict[str, Any]]:
         """The first message for which `wanted(subject, body)` holds."""
-        import asyncio
-
         async with asyncio.timeout(timeout_s), self._arrived:
             while True:
                 for subject, body in self.messages:

@@ -36,6 +36,20 @@ async def test_a_position_is_closed_in_part_and_then_whole(desk: Desk) -> None:
     assert (subject, fill.side, fill.position_id) == ("broker.fill.EURUSD", "sell", opened.position_id)
 
 
+@pytest.mark.parametrize("action", ["close", "modify"])
+@pytest.mark.parametrize("by_order_id", [True, False])
+async def test_a_position_with_a_new_ticket_is_found_by_its_identifier_and_by_its_order(
+    desk: Desk, action: str, by_order_id: bool
+) -> None:
+    opened = await desk.open("o-1")
+    again = desk.window("reopen", ticket=opened.position_id)
+    assert again["ticket"] != opened.position_id == again["identifier"]
+    named = {"target_order_id": "o-1"} if by_order_id else {"position_id": opened.position_id}
+    await desk.submit("r-1", action=action, **named, **({"sl": 0.9} if action == "modify" else {}))
+    assert (await desk.ended("r-1")).status is (Status.FILLED if action == "close" else Status.COMPLETED)
+    assert [row["sl"] for row in desk.window("positions")] == ([] if action == "close" else [0.9])
+
+
 async def test_a_close_asks_for_no_more_than_is_left(desk: Desk) -> None:
     await desk.open("o-1", volume=0.3)
     await desk.submit("c-1", action="close", target_order_id="o-1", volume=5)

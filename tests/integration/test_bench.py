@@ -212,3 +212,14 @@ def test_it_tells_how_fast_projections_are_made_and_how_late_live_ones_are(tmp_p
     assert [(one["sink"], one["events"] >= 2000) for one in found["sinks"]] == [("clickhouse", True), ("audit", True)]
     assert min(found["live"]["events"] // 500, found["live"]["p99_ms"], found["live"]["peak_mb"]) > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_it_tells_what_orders_feel_of_a_hub_that_is_not_well(tmp_path):
+    quick = ("--rate", "20", "--seconds", "0.5", "--rounds", "1")
+    done = run_cli("bench", "hub", *quick, "--json", "--data", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    figures = orjson.loads(done.stdout)["figures"]
+    counted = [(one["hub"], one["orders"], one["lost"]) for one in figures]
+    assert counted == [(mood, 10, 0) for mood in ("healthy", "killed", "slow", "lying")]
+    assert (min(one["wait"]["p99_ms"] for one in figures) > 0, figures[0]["p99_ratio"]) == (True, 1)
+    assert list(tmp_path.iterdir()) == []

@@ -1,15 +1,22 @@
 """While the broker cannot be reached: orders wait up to their age, what is unknown is settled when it is back."""
 
+import asyncio
+import errno
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator
+from itertools import islice
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from gateway.config import load
+from gateway.terminal import pauses
 from ledger.account_events import AccountConnected, AccountDisconnected
 from ledger.order import Status
-from tests.gateway_desk import Desk, desk_in
+from tests.gateway_desk import QUICK, Desk, desk_in
 
 MARKET = {"symbol": "EURUSD", "order_type": "buy", "volume": 0.1}
 
@@ -70,7 +77,7 @@ async def test_a_send_is_preceded_by_a_proof_of_the_connection_that_is_young_eno
         await down(desk)
         assert "order.send_started" not in [one.topic for one in desk.store.stream("order/o-1")]
         desk.window("cut", duration="off")
-        assert await desk.connection.reconnect()
+        assert await desk.connection.reconnect() == ""
         assert (await desk.ended("o-1")).status is Status.FILLED
 
 
@@ -82,9 +89,73 @@ async def test_without_auto_reconnect_orders_wait_for_an_operator(tmp_path: Path
         await desk.submit("o-1", **MARKET)
         await desk.until("o-1", Status.PARKED)
         assert not desk.connection.up
-        assert await desk.connection.reconnect()
+        assert await desk.connection.reconnect() == ""
         assert (await desk.ended("o-1")).status is Status.FILLED
         assert len(desk.deals()) == 1
+
+
+async def test_auto_reconnect_may_be_switched_while_it_runs_and_while_the_terminal_is_lost(desk: Desk) -> None:
+    def use(auto_reconnect: str) -> None:
+        settings = load({"data": str(desk.folder)}, QUICK | {"AUTO_RECONNECT": auto_reconnect})
+        desk.connection.use(settings)
+        desk.trade.use(settings)
+
+    use("off")
+    assert desk.trade.pid is not None
+    os.kill(desk.trade.pid, signal.SIGKILL)
+    assert "until an operator reconnects" in (await down(desk)).reason
+    await desk.submit("o-1", **MARKET)
+    await desk.until("o-1", Status.PARKED)
+    use("on")
+    await connects(desk, 2)
+    assert (await desk.ended("o-1")).status is Status.FILLED
+
+
+async def test_a_login_that_is_refused_later_is_an_event_and_nothing_is_tried_until_an_operator_reconnects(
+    desk: Desk,
+) -> None:
+    password = desk.folder / "broker" / "password"
+    password.write_text("another one")
+    assert desk.trade.pid is not None
+    os.kill(desk.trade.pid, signal.SIGKILL)
+    refused = await desk.event("", "account.login_refused")
+    assert refused.code == -6
+    assert "until an operator reconnects" in refused.reason
+    assert [one.removeprefix("account.") for one in desk.topics("")][-2:] == ["disconnected", "login_refused"]
+    await desk.submit("o-1", **MARKET)
+    await desk.until("o-1", Status.PARKED)
+    assert "refused" in await desk.connection.reconnect()
+    password.unlink()
+    assert await desk.connection.reconnect() == ""
+    assert (await desk.ended("o-1")).status is Status.FILLED
+    assert desk.topics("").count("account.login_refused") == 1
+
+
+def test_the_pauses_between_attempts_to_connect_double_up_to_the_interval() -> None:
+    assert list(islice(pauses(30), 11)) == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30, 30]
+    assert list(islice(pauses(0.05), 2)) == [0.05, 0.05]
+
+
+async def test_a_terminal_that_cannot_be_started_for_a_while_is_started_when_it_can(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the system has no file or process left for it: whatever fails then must not be the last attempt."""
+    failed = asyncio.Event()
+    pair = socket.socketpair
+
+    def none_left() -> NoReturn:
+        failed.set()
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("gateway.terminal.socket.socketpair", none_left)
+    for terminal in (desk.trade, desk.query):
+        assert terminal.pid is not None
+        os.kill(terminal.pid, signal.SIGKILL)
+    await asyncio.wait_for(failed.wait(), 10)
+    monkeypatch.setattr("gateway.terminal.socket.socketpair", pair)
+    await desk.open("o-1")
+    await desk.submit("c-1", action="close", target_order_id="o-1")
+    assert (await desk.ended("c-1")).status is Status.FILLED
 
 
 async def test_a_terminal_that_dies_during_a_send_comes_back_and_settles_what_it_left(desk: Desk) -> None:
@@ -94,6 +165,18 @@ async def test_a_terminal_that_dies_during_a_send_comes_back_and_settles_what_it
     assert (filled.status, filled.attempt, len(desk.deals())) == (Status.FILLED, 1, 1)
     await connects(desk, 2)
     await desk.open("o-2")
+
+
+async def test_a_connection_that_is_back_has_what_is_unknown_looked_for_at_once(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.probe.PROBE_DELAYS_S", (0.0, 3_600.0))
+    async with desk.sync.lock:  # nobody else asks for it
+        desk.fault("lost*1; orders_get:error=-1*1")
+        await desk.submit("o-1", **MARKET)
+        await desk.event("o-1", "order.outcome_probed")
+        await connects(desk, 2)
+        assert (await desk.ended("o-1")).status is Status.FILLED
 
 
 async def test_a_broker_that_hangs_costs_a_deadline_and_no_order(desk: Desk) -> None:

@@ -193,6 +193,17 @@ async def test_while_the_terminal_is_cut_off_queries_say_not_connected(guarded):
         guarded.cli("sim", "cut", "off")
 
 
+async def test_an_operator_has_it_connected_again_or_is_told_why_not(guarded):
+    assert guarded.cli("reconnect", "--reason", "drill").stdout == "connected to the broker\n"
+    guarded.cli("sim", "cut", "30s")
+    refused = guarded.cli("reconnect", "--reason", "drill")
+    assert refused.stderr == "order-ledger: not connected: the terminal is not connected to its broker\n"
+    guarded.cli("sim", "cut", "off")
+    assert guarded.cli("reconnect", "--reason", "drill").returncode == 0
+    calls = [one["data"] for one in account_events(guarded, "account.control_received")]
+    assert [one["command"] for one in calls[-3:]] == ["reconnect"] * 3
+
+
 def test_without_a_gateway_the_ledger_alone_is_changed_under_the_writers_lock(tmp_path):
     with serving(tmp_path) as service:
         asyncio.run(fill(service, "alone-1"))

@@ -1,7 +1,14 @@
 """The classes that programs of the surrounding system use, on the whole service."""
 
+import ast
+import re
+import types
+from collections.abc import AsyncIterator
 from decimal import Decimal
+from pathlib import Path
+from typing import Any
 
+import orjson
 import pytest
 
 from gateway.client import NoAnswer
@@ -14,8 +21,24 @@ from gateway.facade import (
     publish_broker_error,
     publish_fill_confirmation,
 )
+from gateway.hub_server import hub_server
 from gateway.simulated import constants as mt5
 from tests.service import serving
+
+EXAMPLES = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
+# What the hub holds in the examples.
+CONFIG = {
+    "operational": {
+        "mt5_connection": {
+            "terminal_path": "/path/to/terminal64.exe",
+            "server": "OrderLedger-Sim",
+            "login": 5000001,
+            "timeout_seconds": 60,
+        },
+        "order_settings": {"validate_before_send": True, "max_retries": 3, "retry_delay_seconds": 5},
+        "error_handling": {"auto_reconnect": True, "reconnect_interval_seconds": 30},
+    }
+}
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +145,44 @@ async def test_a_fill_goes_out_on_its_own_subject_alone(settings):
 async def test_without_a_gateway_there_is_a_clear_error(tmp_path):
     with pytest.raises(NoAnswer, match="no service runs on"):
         await buy(load({"data": str(tmp_path)}, {}), "f-6")
+
+
+# --- the page that shows them -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def _around(service, tmp_path, monkeypatch) -> AsyncIterator[None]:
+    """What a program finds around it: the service's data folder, a hub, the password; and a price like the order's."""
+    async with hub_server(tmp_path / "hub.json", "127.0.0.1", 0) as (url, hub):
+        hub.put("mt5-connector", CONFIG, "v1", "me")
+        monkeypatch.setenv("CENTRAL_HUB_URL", url)
+        monkeypatch.setenv("ORDER_LEDGER_DATA", str(service.folder))
+        monkeypatch.setenv("MT5_PASSWORD", "any")
+        monkeypatch.delenv("NATS_URL", raising=False)
+        assert service.cli("sim", "price", "EURUSD", "1.08115").returncode == 0
+        yield
+
+
+@pytest.mark.usefixtures("_around")
+async def test_the_examples_of_the_page_run_one_after_the_other_as_they_stand(service, capsys):
+    program: dict[str, Any] = {"__name__": "__main__"}
+    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", EXAMPLES, re.MULTILINE | re.DOTALL)):
+        code = compile(block, f"example {number}", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        waiting = types.FunctionType(code, program)()
+        if waiting is not None:
+            await waiting
+    program["manager"].shutdown()
+    told = capsys.readouterr().out
+    for expected in (
+        "MT5 timeout: 60s, Max retries: 3",
+        "Connected to MT5: ",
+        r"Balance: \$\d+\.\d\d",
+        r"Equity: \$\d+\.\d\d",
+        "Symbol: EURUSD\nType: BUY\nVolume: 0.01\n",
+    ):
+        assert re.search(expected, told), told
+    result = program["result"]
+    assert (result.retcode, result.order_id, result.subject) == (10009, "ord_12345", "broker.fill.EURUSD")
+    assert f"Ticket: {result.order}\n" in told
+    events = orjson.loads(service.cli("history", "ord_12345", "--json").stdout)
+    assert [one["topic"] for one in events][-1] == "order.filled"

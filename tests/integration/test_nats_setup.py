@@ -1,6 +1,7 @@
 """The NATS we meet: logins and TLS, streams and consumers that are checked, poison, and what the server promises."""
 
 import asyncio
+import sqlite3
 from datetime import UTC, datetime
 
 import nats
@@ -161,6 +162,22 @@ class Inbox:
 async def test_what_waits_for_its_acknowledgement_is_bounded_as_configured(tmp_path, server):
     async with Inbox(tmp_path, server, max_ack_pending=17) as inbox:
         assert (await inbox.consumer()).config.max_ack_pending == 17
+
+
+async def test_a_message_is_acknowledged_when_it_is_durable_and_not_before(tmp_path, server):
+    """Invariant I2."""
+    async with Inbox(tmp_path, server) as inbox:
+        blocker = sqlite3.connect(tmp_path / "7.db")
+        blocker.execute("BEGIN IMMEDIATE")  # as a disk that does not come back
+        await inbox.send(orjson.dumps(market_order("o-1")))
+        await until(lambda: inbox.submitter.order_ids == ["o-1"])
+        await asyncio.sleep(0.3)  # what must not happen has no event
+        assert (await inbox.consumer()).num_ack_pending == 1
+        assert inbox.store.last_version("order/o-1") == 0
+        blocker.rollback()
+        blocker.close()
+        await inbox.settled()
+        assert inbox.store.last_version("order/o-1") == 1
 
 
 async def test_poison_is_recorded_and_then_terminated_so_that_it_never_comes_again(tmp_path, server):

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import subprocess
 from pathlib import Path
+from typing import get_args, get_type_hints
 from urllib.parse import quote
 
 import nats
@@ -13,10 +14,12 @@ import requests
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gateway.client import order_id_of
-from gateway.config import described, load
+from gateway.config import Settings, described, load
 from gateway.demo import samples
 from gateway.secret import Secret
 from gateway.variables import VARIABLES
+from tests.nats_logins import USER as SEED
+from tests.nats_logins import public
 from tests.nats_server import nats_server
 from tests.servers import postgres_server
 from tests.service import STOP_S, Service, run_cli
@@ -60,12 +63,14 @@ LOGINS = {
     "user": (f"authorization {{ user: gw, password: '{USER}' }}", {"NATS_USER": "gw", "NATS_PASSWORD": USER}),
     "token": (f"authorization {{ token: '{TOKEN}' }}", {"NATS_TOKEN": TOKEN}),
     "url": (f"authorization {{ user: gw, password: '{IN_URL}' }}", {}),
+    "nkey": (f"authorization {{ users: [ {{ nkey: {public(SEED)} }} ] }}", {"NATS_NKEY": SEED.decode()}),
 }
 
 
 ASKED = (
     "broker.query.account", "broker.query.positions", "$SRV.INFO.mt5-connector", "$SRV.STATS.mt5-connector",
 )  # fmt: skip
+DOCTOR = (["doctor", "--json"], ["doctor", "--checklist"])
 COMMANDS = (["verify", "--json"], ["orders", "--json"], ["history", "demo-01", "--json"], ["sql", "SELECT 1"])
 
 
@@ -81,7 +86,8 @@ def shapes(secret: str | bytes) -> set[bytes]:
     return found | ({quote(secret, safe="").encode()} if isinstance(secret, str) else set())
 
 
-SEARCHED = {name: shapes(mark) for name, mark in MARKS.items()} | {"SEAL_KEY": shapes(KEY)}
+SEARCHED = {name: shapes(mark) for name, mark in MARKS.items()}
+SEARCHED |= {"SEAL_KEY": shapes(KEY), "NATS_NKEY": shapes(SEED.decode())}
 
 
 def leaks(data: bytes) -> set[str]:
@@ -119,6 +125,7 @@ async def talk(url: str, login: dict[str, str]) -> bytes:
             done.set()
 
     options = {"user": login.get("NATS_USER"), "password": login.get("NATS_PASSWORD"), "token": login.get("NATS_TOKEN")}
+    options |= {"nkeys_seed_str": login.get("NATS_NKEY")}
     connection = await nats.connect(url, **{name: value for name, value in options.items() if value})
     try:
         await connection.subscribe(">", cb=take)
@@ -151,7 +158,7 @@ def test_no_secret_is_in_any_file_event_message_log_answer_or_argument(tmp_path,
                     headers = {"Authorization": f"Bearer {MARKS[name]}"} if name else {}
                     answer = requests.get(service.info["http_url"] + path, headers=headers, timeout=20)
                     seen[f"HTTP {path} {name}"] = repr(dict(answer.headers)).encode() + answer.content
-            for command in COMMANDS:
+            for command in COMMANDS + (DOCTOR if login == "user" else ()):
                 done = told(service, *command)
                 seen[" ".join(command)] = done.stdout.encode() + done.stderr.encode()
             assert service.stop() < STOP_S
@@ -193,10 +200,26 @@ def test_the_password_of_the_ledgers_database_is_nowhere_either(tmp_path):
     assert {where: names for where, data in seen.items() if (names := leaks(data))} == {}
 
 
-def test_every_secret_setting_is_searched_for():
-    """A new one needs its mark above. An NKey's seed is handled as a token is."""
-    secrets = {name for name, (_, read) in VARIABLES.items() if read is Secret}
-    assert secrets - {"NATS_NKEY"} <= set(SEARCHED)
+def test_every_secret_setting_is_given_with_its_mark_and_searched_for():
+    """A new one needs its mark above."""
+    hints = get_type_hints(Settings)
+    fields = {name for name, hint in hints.items() if Secret in (hint, *get_args(hint))}
+    secrets = {variable for variable, (field, _) in VARIABLES.items() if field in fields}
+    assert len(secrets) == len(fields)
+    given = BASE | {"NATS_URL": IN_URL, "LEDGER_URL": MARKS["LEDGER_URL"]}
+    for _, login in LOGINS.values():
+        given |= login
+    outside = {"KAFKA_SASL_PASSWORD", "OTEL_EXPORTER_OTLP_HEADERS"}  # of clients that read the environment themselves
+    assert {name: name in leaks(given[name].encode()) for name in secrets | outside} == dict.fromkeys(
+        secrets | outside, True
+    )
+
+
+def test_no_setting_that_sounds_like_a_secret_is_anything_else():
+    words = ("password", "token", "secret", "key", "credential")
+    named = {name for name in get_type_hints(Settings) if any(word in name for word in words)}
+    fields = {field for field, read in VARIABLES.values() if read is Secret}
+    assert named - fields == {"nats_tls_key"}  # the name of a file
 
 
 def test_a_wrong_setting_is_told_without_the_secret():

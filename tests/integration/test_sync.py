@@ -113,6 +113,19 @@ async def test_a_fill_known_first_from_the_result_and_then_as_two_deals_is_corre
     assert len(fills) == len(set(fills)) == 2
 
 
+async def test_what_is_awaited_after_an_answer_is_looked_for_at_once_however_long_the_interval_is(
+    tmp_path: Path,
+) -> None:
+    async with desk_in(tmp_path / "d", POLL_INTERVAL_S="3600") as desk:
+        desk.fault("history_deals_get:lag=150ms*20")
+        assert (await desk.open("o-1")).deals[0].provisional
+        await desk.event("o-1", "order.fill_corrected")
+        await desk.open("o-2", order_type="buy_limit", price=0.9)
+        desk.window("close", ticket=desk.ledger.order("o-2").order_ticket)  # type: ignore[union-attr]
+        await desk.submit("m-1", action="modify", target_order_id="o-1", sl=0.9)
+        assert (await desk.ended("o-2")).status is Status.CANCELLED
+
+
 async def test_costs_that_are_booked_later_are_told(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     await desk.open("o-1")
     ask = desk.query.activity

@@ -20,16 +20,18 @@ QUICK = {"CLICKHOUSE_URL": "off", "KAFKA_BROKERS": "off", "CALL_DEADLINE_S": "1"
 
 
 class Pair:
-    """Two machines: each its own data folder and terminal, one broker, one ledger, one message bus."""
+    """Machines: each its own data folder and terminal, one broker, one ledger, one message bus."""
 
     def __init__(self, folder: Path, url: str) -> None:
         (folder / "one" / "terminal" / "broker").mkdir(parents=True)
-        (folder / "two" / "terminal").mkdir(parents=True)
-        (folder / "two" / "terminal" / "broker").symlink_to(folder / "one" / "terminal" / "broker")
+        for other in ("two", "three"):
+            (folder / other / "terminal").mkdir(parents=True)
+            (folder / other / "terminal" / "broker").symlink_to(folder / "one" / "terminal" / "broker")
         shared = QUICK | {"NATS_URL": url, "LEDGER_URL": f"sqlite:///{folder / 'ledger.db'}"}
         self.url, self.ledger, self.broker = url, folder / "ledger.db", folder / "one" / "terminal" / "broker"
         self.first = Service(folder / "one", **shared, NOT_AFTER_S="0.5")
         self.standby = Service(folder / "two", "--standby", **shared)
+        self.another = Service(folder / "three", "--standby", **shared)
         self.rival = Service(folder / "two", "--take-over", **shared)
 
     def topics(self, order_id: str) -> list[str]:
@@ -55,7 +57,7 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
         try:
             yield made
         finally:
-            for one in (made.first, made.standby, made.rival):
+            for one in (made.first, made.standby, made.another, made.rival):
                 one.end()
 
 
@@ -73,6 +75,26 @@ async def test_a_second_gateway_waits_and_works_within_5_s_after_the_first_was_k
         assert time.monotonic() - killed < 5
     assert len(pair.deals()) == 2
     await asyncio.to_thread(pair.standby.read_until, b"READY")
+
+
+async def test_of_two_that_wait_one_works_and_the_other_waits_on(pair: Pair) -> None:
+    pair.first.start()
+    both = (pair.standby, pair.another)
+    for one in both:
+        one.launch()
+    for one in both:
+        await asyncio.to_thread(one.read_until, b"STANDBY")
+    async with Listener(pair.url) as upstream:
+        pair.first.kill()
+        await upstream.send(market_order("o-1"))
+        await upstream.final("o-1")
+        [works] = [one for one in both if (one.folder / "run.json").exists()]
+        [waits] = [one for one in both if one is not works]
+        works.kill()
+        await upstream.send(market_order("o-2"))
+        await upstream.final("o-2")
+    assert waits.info["pid"] == waits.pid
+    assert len(pair.deals()) == 2
 
 
 async def test_a_gateway_stopped_between_intent_and_call_sends_nothing_after_another_took_over(pair: Pair) -> None:

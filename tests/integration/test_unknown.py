@@ -36,6 +36,19 @@ async def test_an_opening_order_whose_reply_was_lost_is_found_with_its_deal(desk
     assert (resolved.resolution, resolved.by, len(resolved.deals)) == ("found", "probe", 1)
 
 
+async def test_a_position_reopened_over_night_before_its_order_was_found_is_one_fill(desk: Desk) -> None:
+    desk.fault("lost*1; orders_get:error=-1*3")  # it cannot be looked for at first
+    await desk.submit("o-1", **MARKET)
+    await desk.until("o-1", Status.UNKNOWN)
+    [position] = desk.window("positions")
+    desk.window("reopen", ticket=position["ticket"])
+    filled = await desk.ended("o-1")
+    assert (filled.status, filled.filled_volume, len(filled.deals)) == (Status.FILLED, D("0.1"), 1)
+    assert "anomaly_detected" not in desk.topics("o-1")
+    reopened = await desk.event("", "account.external_deal_observed")
+    assert (reopened.note, reopened.order_id, len(desk.deals())) == ("rollover", "o-1", 3)
+
+
 async def test_a_placed_order_whose_reply_was_lost_is_found_working(desk: Desk) -> None:
     desk.fault("lost*1")
     await desk.submit("o-1", **MARKET | {"order_type": "sell_limit", "price": 1.3})

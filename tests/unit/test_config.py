@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.config import ConfigurationError, described, load, safe_url, version_of
+from gateway.parts import terminal_settings
 from gateway.secret import Secret
 from gateway.variables import VARIABLES
 
@@ -90,6 +91,11 @@ def test_the_settings_for_the_record_hold_no_secret_and_change_their_version_wit
     assert described(settings)["mt5_password"] == "••••"
     assert version_of(settings) == version_of(load({}, env | {"MT5_PASSWORD": "another"}))
     assert version_of(settings) != version_of(load({}, env | {"MAX_ORDER_AGE_S": "31"}))
+
+
+def test_the_deadline_of_every_call_is_that_of_the_connection_too(tmp_path):
+    terminal = terminal_settings(load({}, {"CALL_DEADLINE_S": "33"}), tmp_path)
+    assert (terminal.timeout_s, terminal.call_deadline_s) == (33, 33)
 
 
 def test_faults_to_rehearse_are_judged_before_anything_starts():

@@ -58,13 +58,23 @@ def test_a_deal_of_the_attempt_proves_its_effect_at_any_time(past):
     assert found == Dealt(made, "the broker shows deal 7, 8 of this attempt")
 
 
-@pytest.mark.parametrize("reason", [4, 5, 6], ids=["stop loss", "take profit", "stop out"])
-def test_the_deal_by_which_the_server_closed_the_position_is_not_the_attempt_s(reason):
+BY_SERVER = {4: "stop loss", 5: "take profit", 6: "stop out", 7: "rollover", 8: "variation margin", 9: "split"}
+
+
+@pytest.mark.parametrize("reason", BY_SERVER, ids=BY_SERVER.values())
+def test_a_deal_that_the_server_made_of_the_position_is_not_the_attempt_s(reason):
     by_server = deal(9, reason=reason, type=1, order=905)
     found = judged(lost, deals=(deal(7, reason=3), by_server))
     assert found == Dealt((deal(7, reason=3),), "the broker shows deal 7 of this attempt")
     assert judged(lost, deals=(by_server,)) == open_(found=True)
     assert judged(lost, deals=(by_server,), history=(broker_order(905, 2),)) == open_(found=True)
+
+
+@pytest.mark.parametrize("reason", [0, 1, 2], ids=["desktop", "mobile", "web"])
+def test_the_deal_by_which_a_hand_closed_the_position_is_not_that_of_the_order_that_opened_it(reason):
+    by_hand = deal(9, reason=reason, entry=1, type=1, order=905)
+    found = judged(lost, deals=(deal(7, reason=3), by_hand))
+    assert found == Dealt((deal(7, reason=3),), "the broker shows deal 7 of this attempt")
 
 
 @pytest.mark.parametrize("less", LESS_THAN_ALL, ids=repr)

@@ -3,6 +3,8 @@
 from decimal import Decimal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.broker import Target
 from gateway.requests import Refusal
@@ -142,6 +144,30 @@ def test_what_it_holds_it_may_take_again_and_add_to():
     flight.end("a")
     assert not flight.holds("a")
     assert flight.begin("open", SYMBOL, shared=True)
+
+
+CLAIMS = st.sets(st.integers(1, 6), min_size=1, max_size=3)
+
+
+@given(st.lists(st.tuples(CLAIMS, st.booleans()), min_size=2, max_size=20), st.data())
+def test_requests_that_wait_for_each_others_targets_all_get_their_turn(claims, data):
+    """Whatever crosses: as long as one waits, another holds something, or one of those that were told can begin."""
+    flight = InFlight()
+    keys = {f"r{number}": frozenset(("position", one) for one in wanted) for number, (wanted, _) in enumerate(claims)}
+    shared = {f"r{number}": share for number, (_, share) in enumerate(claims)}
+
+    def begins(one: str) -> bool:
+        return flight.begin(one, keys[one], shared=shared[one])
+
+    held = {one for one in keys if begins(one)}
+    waiting = [one for one in keys if one not in held]
+    while waiting:
+        ended = data.draw(st.sampled_from(sorted(held)))
+        held.remove(ended)
+        begun = {one for one in data.draw(st.permutations(flight.end(ended))) if begins(one)}
+        held |= begun
+        waiting = [one for one in waiting if one not in begun]
+        assert held or not waiting, f"{waiting} wait for each other"
 
 
 @pytest.mark.parametrize(
