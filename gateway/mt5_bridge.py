@@ -65,7 +65,7 @@ class Bridge:
         self._reader = Reader()
 
     def __getattr__(self, name: str) -> Any:
-        if name.isupper():
+        if name.isupper() or name in ("__version__", "__author__"):
             return getattr(constants, name)
         if name.startswith("_"):
             raise AttributeError(name)

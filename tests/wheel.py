@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gateway.simulated.terminal import PACKAGE
+from gateway.simulated.constants import __version__ as PACKAGE
 from tests.servers import need
 
 CACHE = Path(__file__).parents[1] / ".cache" / "wheels"

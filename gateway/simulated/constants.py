@@ -4,6 +4,10 @@ What servers use beyond these (retcode 10046, the SYMBOL_FILLING_* flags) is not
 see `gateway/retcodes.py` and `gateway/simulated/symbols.py`.
 """
 
+__version__ = "5.0.6231"  # of the package whose interface this is; programs print both
+__author__ = "MetaQuotes Ltd."
+
+
 # timeframes
 TIMEFRAME_M1 = 1
 TIMEFRAME_M2 = 2

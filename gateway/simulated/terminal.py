@@ -27,8 +27,6 @@ from gateway.simulated.arguments import (
 )
 from gateway.simulated.market_calls import MAX_BARS, Failed, MarketCalls
 
-PACKAGE: Final = "5.0.6231"  # whose interface this is
-AUTHOR: Final = "MetaQuotes Ltd."  # programs print both
 FAULTS_VARIABLE: Final = "SIMULATED_FAULTS"
 VERSION: Final = (500, 5660, "12 Jun 2026")
 _DEALS_KEPT: Final = 256
@@ -57,7 +55,7 @@ def load(
     for struct in vars(structs).values():
         if isinstance(struct, type) and struct.__base__ is structs.StructSequence:
             setattr(module, struct.__name__, struct)
-    module.__dict__.update(__version__=PACKAGE, __author__=AUTHOR)
+    module.__dict__.update(__version__=constants.__version__, __author__=constants.__author__)
     for name, (misread, failed) in _Terminal.FUNCTIONS.items():
         setattr(module, name, _guarded(terminal, getattr(terminal, name), misread, failed))
     module.__dict__["last_error"] = terminal.last_error

@@ -124,7 +124,7 @@ async def test_a_login_that_is_refused_later_is_an_event_and_nothing_is_tried_un
     assert [one.removeprefix("account.") for one in desk.topics("")][-2:] == ["disconnected", "login_refused"]
     await desk.submit("o-1", **MARKET)
     await desk.until("o-1", Status.PARKED)
-    assert "refused" in await desk.connection.reconnect()
+    assert "Authorization failed" in await desk.connection.reconnect()
     password.unlink()
     assert await desk.connection.reconnect() == ""
     assert (await desk.ended("o-1")).status is Status.FILLED
