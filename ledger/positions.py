@@ -38,9 +38,6 @@ _EXACT: Final = Context(prec=80, rounding=ROUND_HALF_EVEN)
 # Volumes and prices recur, within an order and from one to the next; to look one up takes a third of working it out.
 _AMOUNTS: Final[dict[Decimal, Decimal]] = {}
 _AMOUNTS_KEPT: Final = 16_384
-# Volumes and prices recur, within an order and from one to the next; to look one up takes a third of working it out.
-_AMOUNTS: Final[dict[Decimal, Decimal]] = {}
-_AMOUNTS_KEPT: Final = 16_384
 
 
 class Dealt(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
