@@ -40,8 +40,8 @@ from ledger.positions import (
 from ledger.trace import Effect, FillTrace, OrderTrace, follow
 from ledger.trade import TYPE_BUY, TYPE_SELL, ZERO
 
-ORDERS_KEPT: Final = 20_000
-POSITIONS_KEPT: Final = 50_000
+ORDERS_KEPT: Final = 10_000
+POSITIONS_KEPT: Final = 20_000
 _ORDER: Final = "order/"
 _OF_FILLS: Final = frozenset({OrderPartiallyFilled, OrderFilled, FillCorrected, FillCostsChanged})
 # Events that may touch a position; most do not, and the type alone tells.

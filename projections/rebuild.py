@@ -19,7 +19,7 @@ import msgspec
 from ledger.events import Recorded
 from ledger.store import EventStore
 from projections.clickhouse import ClickHouseSink, Target, connect, recover
-from projections.digest import REPLACED, batches_of, held
+from projections.digest import REPLACED, batches_of, count, held
 from projections.durable import Mark
 from projections.feed import Feed, folds_of
 from projections.follower import Position
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
 SUFFIX: Final = "_rebuild"
-FOLDED: Final = 4_096  # events folded at a time, at least
-INSERTED: Final = 65_536  # events inserted at a time, at least
+FOLDED: Final = 1_024  # events folded at a time, at least
+INSERTED: Final = 16_384  # events inserted at a time, at least
 NEAR: Final = 20_000  # events that are left to the exchange at most
 _ROUNDS: Final = 20
 
@@ -247,6 +247,10 @@ class Rebuild:
         database, ledger_id = self._place.database, self._ledger_id
         for table in TABLES:
             was, changed = held(client, table, database, ledger_id, seq)
+            if not was.rows and not changed:  # nothing to compare with: tables that are filled for the first time
+                rows = count(client, table, database, ledger_id, seq, SUFFIX)
+                found.append(Compared(table=table.name, rows=rows, was=0, same=not rows))
+                continue
             now, changed_too = held(client, table, database, ledger_id, seq, SUFFIX)
             without = {tuple(key) for key in (*changed, *changed_too)} if table in REPLACED else ()
             if without:
