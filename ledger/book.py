@@ -9,13 +9,21 @@ not seen, after a restart) is asked for before a batch by `missing_orders` and `
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
 from ledger.account_events import ExternalDealObserved, PositionCorrected, SnapshotTaken
 from ledger.events import Envelope, Recorded
-from ledger.order_events import Fill, FillCorrected, OrderModified, RequestCompleted, SendStarted
+from ledger.order_events import (
+    FillCorrected,
+    FillCostsChanged,
+    OrderFilled,
+    OrderModified,
+    OrderPartiallyFilled,
+    RequestCompleted,
+    SendStarted,
+)
 from ledger.positions import (
     ENTRY_IN,
     LONG,
@@ -32,9 +40,14 @@ from ledger.positions import (
 from ledger.trace import Effect, FillTrace, OrderTrace, follow
 from ledger.trade import TYPE_BUY, TYPE_SELL, ZERO
 
-ORDERS_KEPT: Final = 20_000
-POSITIONS_KEPT: Final = 50_000
+ORDERS_KEPT: Final = 10_000
+POSITIONS_KEPT: Final = 20_000
 _ORDER: Final = "order/"
+_OF_FILLS: Final = frozenset({OrderPartiallyFilled, OrderFilled, FillCorrected, FillCostsChanged})
+# Events that may touch a position; most do not, and the type alone tells.
+_TOUCHING: Final = _OF_FILLS | {
+    SendStarted, OrderModified, RequestCompleted, ExternalDealObserved, PositionCorrected, SnapshotTaken,
+}  # fmt: skip
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -125,28 +138,30 @@ class Book:
         """Identifiers of positions these events may touch that the book does not hold. Orders must be known."""
         wanted: set[int] = set()
         for recorded, envelope in batch:
-            event = envelope.data
-            if isinstance(event, Fill | FillCorrected):
-                if event.position_id != event.order_ticket or event.entry != ENTRY_IN:
+            event: Any = envelope.data
+            kind = type(event)
+            if kind not in _TOUCHING:
+                continue
+            if kind is SendStarted:
+                wanted.add(event.request.position)
+            elif kind in _OF_FILLS:
+                if kind is not FillCostsChanged and (
+                    event.position_id != event.order_ticket or event.entry != ENTRY_IN
+                ):
                     wanted.add(event.position_id)
                 trace = self._orders.get(recorded.stream[6:])
                 if trace is not None:
-                    wanted.add(trace.target)
-                    wanted.update(fill.position_id for fill in trace.fills.values())
-            elif isinstance(event, SendStarted):
-                wanted.add(event.request.position)
-            elif isinstance(event, OrderModified | RequestCompleted):
+                    if kind is not FillCostsChanged:
+                        wanted.add(trace.target)
+                    wanted.update([fill.position_id for fill in trace.fills.values()])
+            elif kind is OrderModified or kind is RequestCompleted:
                 wanted.add(event.position_id)
-            elif isinstance(event, ExternalDealObserved):
+            elif kind is ExternalDealObserved:
                 wanted.add(event.deal.position_id or event.deal.order)
-            elif isinstance(event, PositionCorrected):
+            elif kind is PositionCorrected:
                 wanted.add(event.position.identifier)
-            elif isinstance(event, SnapshotTaken):
+            else:
                 wanted.update(one.identifier or one.ticket for one in event.positions)
-            elif hasattr(event, "fill_version"):
-                trace = self._orders.get(recorded.stream[6:])
-                if trace is not None:
-                    wanted.update(fill.position_id for fill in trace.fills.values())
         return {one for one in wanted if one and self._positions.get(one) is None}
 
     def learn_position(self, position: Position) -> None:

@@ -35,6 +35,9 @@ _BY_HAND: Final = (0, 1, 2)  # desktop, mobile and web terminal
 _STEP: Final = Decimal("0.00000001")
 _BOUND: Final = Decimal(10) ** 24
 _EXACT: Final = Context(prec=80, rounding=ROUND_HALF_EVEN)
+# Volumes and prices recur, within an order and from one to the next; to look one up takes a third of working it out.
+_AMOUNTS: Final[dict[Decimal, Decimal]] = {}
+_AMOUNTS_KEPT: Final = 16_384
 
 
 class Dealt(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
@@ -101,9 +104,18 @@ def amount(value: Decimal) -> Decimal:
     """The value at 8 decimals. What is no amount (NaN, or beyond anything an account can hold) is bounded."""
     if not value:
         return ZERO
-    if value.is_finite() and -_BOUND <= value <= _BOUND:
-        return value.quantize(_STEP, context=_EXACT)
-    return ZERO if value.is_nan() else _BOUND.copy_sign(value)
+    try:
+        known = _AMOUNTS.get(value)
+    except TypeError:  # a signalling NaN cannot be looked up
+        return ZERO
+    if known is not None:
+        return known
+    if not (value.is_finite() and -_BOUND <= value <= _BOUND):
+        return ZERO if value.is_nan() else _BOUND.copy_sign(value)
+    if len(_AMOUNTS) >= _AMOUNTS_KEPT:
+        _AMOUNTS.clear()
+    found = _AMOUNTS[value] = value.quantize(_STEP, context=_EXACT)
+    return found
 
 
 def average(price: Decimal, volume: Decimal, more_price: Decimal, more_volume: Decimal) -> Decimal:

@@ -8,7 +8,7 @@ and a refill after a loss must not be taken for a repetition. Inserts are synchr
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -168,14 +168,10 @@ class ClickHouseSink:
         recover(client, self._place, self._mark)
 
     def attach(self, client: "Client | None") -> None:
-        """Works over this client, as it is; for who calls `rows`, `insert` and `held` in a thread of his own."""
+        """Works over this client, as it is; for who calls `insert_blocks` and `held` in a thread of his own."""
         self._disconnect()
         self._feed.forget()
         self._client = client
-
-    def forget(self) -> None:
-        """What was folded last did not get to the tables."""
-        self._feed.forget()
 
     def _disconnect(self) -> None:
         if self._client is not None:
@@ -216,17 +212,19 @@ class ClickHouseSink:
         if self._mark is not None and self._mark.is_due():
             self._mark.set(batch.position.seq)
 
-    def rows(self, batch: Batch) -> dict[str, list[Row]]:
-        """The rows of the next batch, by table."""
-        return self._feed.rows(batch)
-
-    def insert(self, rows: dict[str, list[Row]]) -> None:
+    def insert(self, rows: Mapping[str, Sequence[Row]]) -> None:
         """Table by table, `order_events` last."""
+        self.insert_blocks({table.name: [block(table, rows[table.name])] for table in TABLES if table.name in rows})
+
+    def insert_blocks(self, blocks: dict[str, list[bytes]]) -> None:
+        """The same of rows that are blocks already; all blocks of a table in one insert. Empties the lists."""
         for table in TABLES:
-            if table.name in rows:
-                columns = list(table.columns)
-                data = block(table, rows[table.name])
-                self.opened().raw_insert(self.table(table), columns, data, settings=self._settings, fmt="Native")
+            if table.name in blocks:
+                data = b"".join(blocks[table.name])
+                blocks[table.name].clear()
+                self.opened().raw_insert(
+                    self.table(table), list(table.columns), data, settings=self._settings, fmt="Native"
+                )
 
     def table(self, table: Table, suffix: str | None = None) -> str:
         """Its name, with the database."""

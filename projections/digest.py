@@ -29,6 +29,8 @@ _HELD: Final = (
     "groupArrayIf(({key}), {version} > {seq:UInt64}) FROM {table} FINAL WHERE ledger_id = {ledger:String}{others}"
 )
 
+_COUNT: Final = "SELECT count() FROM {table} FINAL WHERE ledger_id = {ledger:String} AND {version} <= {seq:UInt64}"
+
 
 class Digest(msgspec.Struct, frozen=True):
     """`rows` of a table and their digest, hexadecimal."""
@@ -121,6 +123,14 @@ def held(
     )
     ((rows, total, changed),) = client.query(sql, parameters={"ledger": ledger_id, "seq": seq}).result_rows
     return _digest(rows, int(total)), changed
+
+
+def count(client: "Client", table: Table, database: str, ledger_id: str, seq: int, suffix: str = "") -> int:
+    """How many rows there are up to `seq`."""
+    sql = _COUNT.replace("{table}", f"{check_database(database)}.{table.name}{suffix}").replace(
+        "{version}", table.version
+    )
+    return int(client.query(sql, parameters={"ledger": ledger_id, "seq": seq}).result_rows[0][0])
 
 
 def _literal(value: object) -> str:

@@ -109,8 +109,8 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of one follower. A batch is at least one sealed commit, however large, and at most `max_events` or
     `max_bytes` of stored bytes; `min_interval_s` is the least time between the starts of two writes while the sink
     keeps up, so that a quiet ledger does not become one insert per row. `most_lag_s`, where it is not 0, is the time in
-    which an event shall be there: the pause before a write then takes what its last writes leave of that time, and at
-    least `min_interval_s`."""
+    which an event shall be there: an event that comes just behind a batch waits for that write, the pause and its own
+    write, so the pause then takes what two of the last writes leave of that time, and at least `min_interval_s`."""
 
     max_events: int = 8192
     max_bytes: int = 8 * 1024 * 1024
@@ -259,7 +259,7 @@ class Follower:
             took_s = time.monotonic() - began
             # A write that was slow once may be again: the longest of late counts, and fades.
             self._slow_s = max(took_s, self._slow_s * 0.95)
-            interval_s = max(self._pace.min_interval_s, self._pace.most_lag_s - self._slow_s)
+            interval_s = max(self._pace.min_interval_s, self._pace.most_lag_s - 2 * self._slow_s)
             await self._pause(interval_s - took_s if self._pace.most_lag_s == 0 else interval_s)
             await self._calm_until(began + self._pace.calm_s)
 

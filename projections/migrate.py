@@ -6,7 +6,8 @@ is run again as a whole, also after it was corrected. An applied file that has c
 
 The files serve one server, the embedded engine and a replicated cluster alike: `{database}`, `{on_cluster}`,
 `{replicated}`, `{merged}` and `{written}` in them are replaced. A statement behind a line `-- server only` (roles,
-quotas) is left out where the engine is embedded, and where the user may not manage access.
+quotas) is left out where the engine is embedded, and where the user may not manage access; one behind a line
+`-- embedded only` everywhere else.
 """
 
 import hashlib
@@ -27,6 +28,7 @@ FOLDER: Final = Path(__file__).resolve().parent.parent / "migrations" / "clickho
 _NAME: Final = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql")
 _DATABASE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _SERVER_ONLY: Final = "-- server only"
+_EMBEDDED_ONLY: Final = "-- embedded only"
 _ACCESS_DENIED: Final = (497, 514, 515)  # and the embedded engine's storage of users cannot be written
 _SYNCED: Final = "fsync_after_insert = 1, fsync_part_directory = 1"
 # Embedded tables get some small parts a second while few orders come: merged by thirty instead of five, and without
@@ -53,6 +55,7 @@ _WRITE: Final = (
 class Statement(msgspec.Struct, frozen=True):
     sql: str
     server_only: bool = False
+    embedded_only: bool = False
 
 
 class Migration(msgspec.Struct, frozen=True):
@@ -109,7 +112,8 @@ def _statements(text: str) -> tuple[Statement, ...]:
         lines = part.splitlines()
         sql = "\n".join(line for line in lines if not line.lstrip().startswith("--")).strip()
         if sql:
-            found.append(Statement(sql, any(line.strip() == _SERVER_ONLY for line in lines)))
+            marks = {line.strip() for line in lines}
+            found.append(Statement(sql, _SERVER_ONLY in marks, _EMBEDDED_ONLY in marks))
     return tuple(found)
 
 
@@ -169,7 +173,9 @@ def plan(client: "Client", place: Place, migrations: Sequence[Migration] | None 
         Applied(
             one.name,
             tuple(
-                place.fill(statement.sql) for statement in one.statements if place.server or not statement.server_only
+                place.fill(statement.sql)
+                for statement in one.statements
+                if not (statement.embedded_only if place.server else statement.server_only)
             ),
             sum(statement.server_only and not place.server for statement in one.statements),
         )
@@ -194,6 +200,8 @@ def migrate(client: "Client", place: Place, migrations: Sequence[Migration] | No
         may = place.server
         for statement in migration.statements:
             sql = place.fill(statement.sql)
+            if statement.embedded_only and place.server:
+                continue
             if statement.server_only:
                 may = may and _allowed(client, sql)  # one that is denied takes the rest of its file along
             else:

@@ -1,14 +1,15 @@
 """Builds all tables again from the ledger, beside the ones in use, compares both, and exchanges them.
 
 The new set has the suffix `_rebuild`; its own `order_events` tells how far it is, so a rebuild that was interrupted
-goes on there. Reading and folding one batch goes on while the batch before is inserted. Rows that changed since the
-position of the comparison are left out of it on both sides, so the tables in use may go on growing meanwhile. For the
-exchange alone the writer of those tables is held: the new set is taken to where they stand, then each pair of tables
-changes names in one step, and the old ones are dropped.
+goes on there. Events are folded in small batches, so that few objects are alive at a time, and inserted in large ones,
+which cost the database least; folding goes on while the insert before runs. Rows that changed since the position of
+the comparison are left out of it on both sides, so the tables in use may go on growing meanwhile. For the exchange
+alone the writer of those tables is held: the new set is taken to where they stand, then each pair of tables changes
+names in one step, and the old ones are dropped.
 """
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -18,17 +19,19 @@ import msgspec
 from ledger.events import Recorded
 from ledger.store import EventStore
 from projections.clickhouse import ClickHouseSink, Target, connect, recover
-from projections.digest import REPLACED, batches_of, held
+from projections.digest import REPLACED, batches_of, count, held
 from projections.durable import Mark
+from projections.feed import Feed, folds_of
 from projections.follower import Position
 from projections.migrate import Place
-from projections.tables import TABLES, Table
+from projections.tables import POSITION_HISTORY, TABLES, Row, Table, block
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
 SUFFIX: Final = "_rebuild"
-BATCH: Final = 32_768
+FOLDED: Final = 1_024  # events folded at a time, at least
+INSERTED: Final = 16_384  # events inserted at a time, at least
 NEAR: Final = 20_000  # events that are left to the exchange at most
 _ROUNDS: Final = 20
 
@@ -61,6 +64,49 @@ class Stopped(Exception):
     """The rebuild was told to stop: what is built stays, and the next one goes on there."""
 
 
+class _Inserts:
+    """Rows on their way into the tables. As blocks they wait for enough others, then a thread inserts them."""
+
+    def __init__(self, sink: ClickHouseSink) -> None:
+        self._sink = sink
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rebuild")
+        self._blocks: dict[str, list[bytes]] = {}
+        self._first = self._last = 0
+        self._told: Callable[[int], None] = lambda _: None
+        self._under_way: tuple[Future[None], int] | None = None
+
+    def add(self, rows: Mapping[str, Sequence[Row]], seq: int, told: Callable[[int], None]) -> None:
+        """The rows of the events up to `seq`. `told` is told of each position the tables have reached, and may raise;
+        so may what an earlier insert failed with."""
+        for table in TABLES:
+            if table.name in rows:
+                self._blocks.setdefault(table.name, []).append(block(table, rows[table.name]))
+        self._last, self._told = seq, told
+        if self._last - self._first >= INSERTED:
+            self._begin()
+
+    def settle(self) -> None:
+        """Returns when all that was added is in the tables. Raises as `add` does."""
+        if self._blocks:
+            self._begin()
+        self._wait()
+
+    def close(self) -> None:
+        """Waits for the insert that runs; what waits is dropped."""
+        self._thread.shutdown(wait=True)
+
+    def _begin(self) -> None:
+        self._wait()
+        self._under_way = self._thread.submit(self._sink.insert_blocks, self._blocks), self._last
+        self._blocks, self._first = {}, self._last
+
+    def _wait(self) -> None:
+        if self._under_way is not None:
+            (insert, seq), self._under_way = self._under_way, None
+            insert.result()
+            self._told(seq)
+
+
 class Rebuild:
     """`hold` runs something while the sink that writes the tables in use does not. `advance` is told how far it is and
     of how many events; when it returns False the rebuild stops."""
@@ -82,17 +128,17 @@ class Rebuild:
         self._mark = Mark(Path(target.path), database) if self._place.is_marked else None
         # One connection reads while the other inserts.
         self._reader, self._writer = (
-            ClickHouseSink(
-                target,
-                ledger_id,
-                database=database,
-                cluster=cluster,
-                past=store.streams,
-                migrate_at_start=False,
-                suffix=SUFFIX,
-            )
+            ClickHouseSink(target, ledger_id, database=database, cluster=cluster, migrate_at_start=False, suffix=SUFFIX)
             for _ in range(2)
         )
+        self._inserts = _Inserts(self._writer)
+        read = folds_of(self._reader.opened, self._reader.table(POSITION_HISTORY), ledger_id)
+
+        def folds(account: str, ids: Sequence[int], seq: int) -> Iterable[str]:
+            self._inserts.settle()  # they may be among the rows that wait
+            return read(account, ids, seq)
+
+        self._feed = Feed(store.streams, folds)
 
     def run(self, *, exchange: bool = True) -> Rebuilt:
         """Raises Stopped, LedgerUnavailable, SinkUnavailable, SinkRefused."""
@@ -101,6 +147,7 @@ class Rebuild:
         recover(client, self._place, self._mark)
         self._reader.attach(self._open())
         self._writer.attach(self._open())
+        self._feed.forget()
         collects = gc.isenabled()
         gc.disable()  # millions of objects, none in a cycle: looking for cycles takes a third of the time
         try:
@@ -118,6 +165,7 @@ class Rebuild:
                 tables=tuple(compared),
             )
         finally:
+            self._inserts.close()
             if collects:
                 gc.enable()
             for one in (self._reader, self._writer):
@@ -167,24 +215,17 @@ class Rebuild:
         return position
 
     def _take(self, position: int, target: int) -> int:
-        """The events from there up to the seal at `target`, folding one batch while the last is inserted."""
-        with ThreadPoolExecutor(1, thread_name_prefix="rebuild") as inserts:
-            under_way: Future[None] | None = None
-            for batch in batches_of(self._events(position, target), BATCH):
-                rows = self._reader.rows(batch)
-                if under_way is not None:
-                    under_way.result()
-                    self._told(position, target)
-                under_way = inserts.submit(self._writer.insert, rows)
-                position = batch.position.seq
-            if under_way is not None:
-                under_way.result()
-        self._told(position, target)
-        return position
+        """The events from there up to the seal at `target`; the position reached."""
 
-    def _told(self, position: int, target: int) -> None:
-        if not self._advance(position, target):
-            raise Stopped
+        def told(seq: int) -> None:
+            if not self._advance(seq, target):
+                raise Stopped
+
+        for batch in batches_of(self._events(position, target), FOLDED):
+            self._inserts.add(self._feed.rows(batch), batch.position.seq, told)
+            position = batch.position.seq
+        self._inserts.settle()
+        return position
 
     def _events(self, position: int, target: int) -> Iterator[Recorded]:
         for one in self._store.scan(position):
@@ -206,6 +247,10 @@ class Rebuild:
         database, ledger_id = self._place.database, self._ledger_id
         for table in TABLES:
             was, changed = held(client, table, database, ledger_id, seq)
+            if not was.rows and not changed:  # nothing to compare with: tables that are filled for the first time
+                rows = count(client, table, database, ledger_id, seq, SUFFIX)
+                found.append(Compared(table=table.name, rows=rows, was=0, same=not rows))
+                continue
             now, changed_too = held(client, table, database, ledger_id, seq, SUFFIX)
             without = {tuple(key) for key in (*changed, *changed_too)} if table in REPLACED else ()
             if without:
@@ -222,7 +267,7 @@ class Rebuild:
         head = self._store.head()
         # By the highest of all that is in use: behind a gap, its position says less than its writer has done.
         if held_now is not None and held_now.highest > position and head is not None:
-            self._reader.forget()
+            self._feed.forget()
             self._take(position, head.seq)
         if self._mark is not None:
             self._mark.set(held_now.seq if held_now else position)  # what the mark says is to be true of the new ones

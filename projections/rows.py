@@ -209,6 +209,12 @@ def order_row(trace: OrderTrace, ledger_id: str) -> Row:
     side, _, kind = request.order_type.partition("_") if request is not None else ("", "", "")
     price, stop_price = _prices(trace, kind)
     fills = trace.fills.values()
+    commission = swap = fee = profit = ZERO
+    for fill in fills:
+        commission += fill.commission
+        swap += fill.swap
+        fee += fill.fee
+        profit += fill.profit
     requested = trace.requested_at or trace.updated_at or _EPOCH
     created = request.created_at if request is not None and request.created_at is not None else requested
     average = trace.average_price
@@ -253,10 +259,10 @@ def order_row(trace: OrderTrace, ledger_id: str) -> Row:
         row.fit("filled_quantity", trace.filled_volume),
         row.fit("remaining_quantity", max(trace.volume - trace.filled_volume, ZERO)),
         row.or_null("average_fill_price", average and average.quantize(_STEP, context=_EXACT)),
-        row.fit("commission", sum([fill.commission for fill in fills], ZERO)),
-        row.fit("swap", sum([fill.swap for fill in fills], ZERO)),
-        row.fit("fee", sum([fill.fee for fill in fills], ZERO)),
-        row.fit("profit", sum([fill.profit for fill in fills], ZERO)),
+        row.fit("commission", commission),
+        row.fit("swap", swap),
+        row.fit("fee", fee),
+        row.fit("profit", profit),
         len(trace.fills),
         next(reversed(trace.fills), 0),
         trace.retcode,
@@ -321,7 +327,7 @@ def history_row(version: PositionVersion) -> Row:
         position.deals,
         row.inexact,
         int(position.void),
-        _encode_position(position).decode(),
+        _encode_position(position),
     )
 
 
@@ -426,6 +432,11 @@ def slippage_points_of(fill: DealFact) -> Decimal | None:
     return _EXACT.divide(slippage_of(fill), fill.point).quantize(_STEP, context=_EXACT)
 
 
+# Volumes and prices recur, within an order and from one to the next; to look one up takes a tenth of working it out.
+_UNITS: Final[dict[Decimal, int]] = {}
+_UNITS_KEPT: Final = 16_384
+
+
 class _Amounts:
     """The amounts of one row, in units of 1e-8, and the names of those that are not exact."""
 
@@ -437,9 +448,19 @@ class _Amounts:
     def fit(self, column: str, value: Decimal) -> int:
         if not value:
             return 0
+        try:
+            known = _UNITS.get(value)
+        except TypeError:  # a signalling NaN cannot be looked up
+            known = None
+        if known is not None:
+            return known
         exact, units = fit(value)
         if not exact:
             self.inexact = [*self.inexact, column]
+        elif len(_UNITS) < _UNITS_KEPT:
+            _UNITS[value] = units
+        else:
+            _UNITS.clear()
         return units
 
     def or_null(self, column: str, value: Decimal | None) -> int | None:

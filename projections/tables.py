@@ -7,7 +7,7 @@ cost a tenth. A whole number that its column cannot hold is set to the nearest b
 """
 
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, chain
 from typing import Any, Final
 
@@ -301,6 +301,8 @@ def _column(kind: str, values: Sequence[Any]) -> bytes:
     if code is not None:
         return _numbers(code, values)
     if kind.startswith("Nullable("):
+        if None not in values:
+            return bytes(len(values)) + _column(kind[9:-1], values)
         nulls = bytes([value is None for value in values])
         return nulls + _column(kind[9:-1], [0 if value is None else value for value in values])
     if kind.startswith("Array("):
@@ -323,21 +325,33 @@ def bounds(code: str) -> tuple[int, int]:
     return (-(1 << bits - 1), (1 << bits - 1) - 1) if code.islower() else (0, (1 << bits) - 1)
 
 
-def _strings(values: Iterable[str | bytes]) -> bytes:
-    known: dict[str | bytes, bytes] = {}
-    parts: list[bytes] = []
-    for value in values:
-        if type(value) is bytes:  # stored bytes: no two are alike
-            size = len(value)
-            parts += (_VARINTS[size] if size < 16_384 else _varint(size)), value
-            continue
-        found = known.get(value)
-        if found is None:
-            found = _text(str(value))
-            if len(known) < 256:
-                known[value] = found
-        parts.append(found)
-    return b"".join(parts)
+def _strings(values: Sequence[str | bytes]) -> bytes:
+    """Each behind its length. Nearly all columns are of one of four kinds, none of which needs a step of Python for
+    each value: the same text throughout, a few texts, short plain text, or stored bytes."""
+    if not values:
+        return b""
+    first = values[0]
+    if first == values[-1] and values.count(first) == len(values):
+        return _prefixed(first) * len(values)
+    if type(first) is bytes:
+        sizes = list(map(len, values))
+        if max(sizes) < len(_VARINTS) and set(map(type, values)) == {bytes}:
+            return b"".join(chain.from_iterable(zip(map(_VARINTS.__getitem__, sizes), values, strict=True)))  # type: ignore[arg-type]
+        return b"".join(map(_prefixed, values))
+    distinct = set(values)
+    if len(distinct) * 4 > len(values) and max(map(len, values)) < 128 and bytes not in set(map(type, values)):
+        # A length below 128 is a character of its own, and in plain ASCII the length in characters that in bytes.
+        text = "".join(chain.from_iterable(zip(map(chr, map(len, values)), values, strict=True)))  # type: ignore[arg-type]
+        if text.isascii():
+            return text.encode()
+    known = {value: _prefixed(value) for value in distinct}
+    return b"".join(map(known.__getitem__, values))
+
+
+def _prefixed(value: str | bytes) -> bytes:
+    encoded = value if isinstance(value, bytes) else value.encode()
+    size = len(encoded)
+    return (_VARINTS[size] if size < len(_VARINTS) else _varint(size)) + encoded
 
 
 # --- the same row as text ---------------------------------------------------------------------------------------

@@ -161,3 +161,11 @@ def test_a_row_survives_a_new_field_in_the_event() -> None:
     one, _ = recorded(full_fill())
     newer = msgspec.structs.replace(one, state=one.state.replace(b'"symbol"', b'"from_the_future":1,"symbol"'))
     assert named((newer, decode(newer)))["executions"][0]["symbol"] == "EURUSD"
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**12), max_value=10**12))
+def test_an_amount_that_was_seen_before_gives_the_same_row(price: Decimal) -> None:
+    first, again = (execution(partial_fill(price=price)) for _ in range(2))
+    exact, units = fit(price)
+    assert first == again
+    assert (first["fill_price"], "fill_price" in first["inexact"]) == (units, not exact)
