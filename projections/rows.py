@@ -413,8 +413,7 @@ _OF_ACCOUNT: Final[dict[type, tuple[str, Any]]] = {
 
 
 def _deal_of(event: object) -> int:
-    deal = getattr(event, "deal", 0)
-    return deal if isinstance(deal, int) else int(deal.ticket)
+    return deal if isinstance(deal := getattr(event, "deal", 0), int) else int(deal.ticket)
 
 
 def slippage_of(fill: DealFact) -> Decimal:
@@ -486,9 +485,8 @@ def _wide(value: Decimal) -> int:
     """For `Decimal(38, 8)`: bounded, with 8 decimals."""
     if not value.is_finite():
         return 0
-    bound = 10**38 - 1
     if value.adjusted() > 29:
-        return bound if value > 0 else -bound
+        return 10**38 - 1 if value > 0 else 1 - 10**38
     return int(value.scaleb(8, _EXACT).to_integral_value(ROUND_HALF_EVEN))
 
 
