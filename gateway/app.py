@@ -27,27 +27,28 @@ from gateway.bus import OrderBus
 from gateway.config import Settings, safe_url, version_of
 from gateway.connection import Connection
 from gateway.edge import Edge
-from gateway.embedded import NatsServer, ProjectionProcess, StartFailed, kept_port, lock_folder
+from gateway.embedded import NatsServer, ProjectionProcess, StartFailed, lock_folder
 from gateway.heads import PUBLIC_FILE, HeadSigner, seal_key
 from gateway.linger import Lingering
 from gateway.observation import Observation
 from gateway.outbox import Outbox
-from gateway.parts import projection_settings, terminal_settings
+from gateway.parts import terminal_settings
 from gateway.processes import as_others, prefer_this_process, tune_collector
 from gateway.reconcile import Reconciler
 from gateway.reload import HubSettings, set_log_level
+from gateway.roles import Elsewhere, Followers, start_projections, tell_projections
 from gateway.standby import lock_when_free
 from gateway.submit import Submitter
 from gateway.sync import Sync
 from gateway.terminal import TerminalProcess, TerminalStatus
 from gateway.traces import TracesUnavailable
+from gateway.variables import GATEWAY, MIRROR
 from ledger.errors import SinkAhead
 from ledger.heads import key_id
 from ledger.store import EventStore, open_store, sqlite_path
 from ledger.values import plain
 from ledger.writer import Ledger
 from projections.follower import Follower, Pace, remedy_of
-from projections.settings import EMBEDDED
 
 log = structlog.get_logger()
 
@@ -239,17 +240,8 @@ class Service:
         elif wanted == "on":
             raise StartFailed("REAL_TIME=on is not allowed here: run as root, or with CAP_SYS_NICE or `ulimit -r 1`")
 
-    async def _start_projections(self) -> ProjectionProcess:
-        settings = self._settings
-        clickhouse = settings.clickhouse_url.reveal() if settings.clickhouse_url else None
-        port = 0
-        if clickhouse is None:
-            port = kept_port(settings.data / "clickhouse.port", settings.clickhouse_http_port)
-        process = ProjectionProcess(
-            projection_settings(settings, clickhouse or EMBEDDED, port),
-            settings.data / "log" / "projections.log",
-        )
-        await process.start()
+    async def _start_projections(self) -> ProjectionProcess | Elsewhere:
+        process = await start_projections(self._settings)
         self._later("projections", process.stop)
         return process
 
@@ -344,7 +336,7 @@ class Service:
         self._later("news out", stop)
         self._failures.append(task)
 
-    async def _await_projections(self, process: ProjectionProcess) -> dict[str, Any]:
+    async def _await_projections(self, process: ProjectionProcess | Elsewhere) -> dict[str, Any]:
         """What the projections say of themselves. One that holds what this ledger does not ends the start; without
         an answer in time the service goes on, degraded."""
         try:
@@ -353,17 +345,7 @@ class Service:
             self._say("  clickhouse   not ready yet: orders are taken, rows follow")
             self._failures.append(asyncio.ensure_future(_refused_late(process)))
             return {}
-        settings = self._settings
-        url = found.get("clickhouse_http")
-        if settings.clickhouse_url is None and url:
-            (settings.data / "clickhouse.port").write_text(url.rpartition(":")[2])
-            self._say(f"  clickhouse   {url} (embedded, read only)")
-        elif settings.clickhouse_url is not None:
-            self._say(f"  clickhouse   {safe_url(settings.clickhouse_url.reveal())}")
-        if settings.kafka_brokers is None:
-            self._say(f"  audit log    {settings.data / 'audit'} (files)")
-        else:
-            self._say(f"  audit log    {settings.kafka_brokers}")
+        tell_projections(self._settings, found, self._say)
         return found
 
     def _tell_ledger(self, store: EventStore, ledger: Ledger) -> None:
@@ -383,6 +365,7 @@ class Service:
         settings = self._settings
         ledger_url = settings.ledger_url.reveal()
         path = settings.data / "run.json"
+        audited = MIRROR in settings.roles and settings.kafka_brokers is None
         content = {
             "pid": os.getpid(),
             "version": BUILD,
@@ -392,7 +375,7 @@ class Service:
             "ledger_url": ledger_url if sqlite_path(ledger_url) else safe_url(ledger_url),
             "clickhouse_http": projections.get("clickhouse_http"),
             "clickhouse_database": settings.clickhouse_database,
-            "audit_dir": str(settings.data / "audit") if settings.kafka_brokers is None else None,
+            "audit_dir": str(settings.data / "audit") if audited else None,
             "ledger_id": ledger.ledger_id,
             "login": account.login,
             "server": account.server,
@@ -444,7 +427,11 @@ async def serve(
     hub = HubSettings(flags, os.environ)
     settings = await hub.ask()
     set_log_level(settings.log_level)
-    service = Service(settings, hub, say, take_over=take_over, standby=standby)
+    service: Service | Followers = Followers(settings, say)
+    if GATEWAY in settings.roles:
+        service = Service(settings, hub, say, take_over=take_over, standby=standby)
+    elif take_over or standby:
+        raise StartFailed("--take-over and --standby concern the ledger's writer: name gateway among --roles")
     loop = asyncio.get_running_loop()
     for name in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):  # Windows has no signal handlers in its loop
@@ -457,7 +444,7 @@ async def _ended(server: NatsServer) -> StartFailed:
     return StartFailed("the bundled nats-server ended: see its log under nats/ in the data folder")
 
 
-async def _refused_late(process: ProjectionProcess) -> None:
+async def _refused_late(process: ProjectionProcess | Elsewhere) -> None:
     """Raises StartFailed should the projections still refuse this ledger."""
     await process.ready(math.inf)
     await asyncio.Event().wait()

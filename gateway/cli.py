@@ -43,6 +43,7 @@ def cli() -> None:
 )
 @click.option("--service-port", metavar="PORT", help="Port of the HTTP interface (SERVICE_PORT; 0 = any free).")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="LOG_LEVEL.")
+@click.option("--roles", metavar="LIST", help="Which parts to be: gateway,projections,mirror (ROLES; default all).")
 @click.option(
     "--take-over",
     is_flag=True,
@@ -59,6 +60,7 @@ def serve(
     clickhouse_port: str | None,
     service_port: str | None,
     log_level: str | None,
+    roles: str | None,
     take_over: bool,
     standby: bool,
 ) -> None:
@@ -69,6 +71,7 @@ def serve(
         "CLICKHOUSE_HTTP_PORT": clickhouse_port,
         "SERVICE_PORT": service_port,
         "LOG_LEVEL": log_level,
+        "ROLES": roles,
     }
     if take_over and standby:
         raise Failure("--standby waits for the other gateway, --take-over displaces it: name one of them")
@@ -153,11 +156,11 @@ def sql(query: str, data: str | None, as_json: bool) -> None:
 
     A query with its own FORMAT is printed as ClickHouse answers it.
     """
-    from gateway.client import running
+    from gateway.client import clickhouse_endpoint
     from gateway.show import ask_http, print_answer
 
     settings = settings_of({"data": data})
-    found = running(settings)
+    found = clickhouse_endpoint(settings)
     asked = "JSONCompact"
     with failures():
         if settings.clickhouse_url == Secret(OFF):
@@ -168,8 +171,8 @@ def sql(query: str, data: str | None, as_json: bool) -> None:
             answer = ask_http(
                 url, query, database=settings.clickhouse_database, format=asked, user=user, password=password
             )
-        elif found is not None and found.get("clickhouse_http"):
-            answer = ask_http(found["clickhouse_http"], query, database=found["clickhouse_database"], format=asked)
+        elif found is not None:
+            answer = ask_http(found[0], query, database=found[1], format=asked)
         else:
             answer = _ask_folder(settings, query, asked)
         print_answer(answer, asked, as_json=as_json)

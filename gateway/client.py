@@ -33,6 +33,19 @@ def running(settings: Settings) -> dict[str, Any] | None:
     return found
 
 
+def clickhouse_endpoint(settings: Settings) -> tuple[str, str] | None:
+    """URL and database of the embedded engine's endpoint, whichever process of this data folder serves it; None when
+    none does."""
+    for name in ("run.json", "run.projections.json"):
+        try:
+            found: dict[str, Any] = orjson.loads((settings.data / name).read_bytes())
+        except (OSError, orjson.JSONDecodeError):
+            continue
+        if found.get("clickhouse_http"):
+            return str(found["clickhouse_http"]), str(found["clickhouse_database"])
+    return None
+
+
 async def connect(settings: Settings) -> Client:
     """A connection to the bus of the running service, or to NATS_URL. Raises NoAnswer."""
     found = running(settings)

@@ -20,7 +20,7 @@ from gateway.http_guard import is_loopback, parse_tokens
 from gateway.secret import Secret
 from gateway.settings_table import ABOUT
 from gateway.validate import Limits
-from gateway.variables import VARIABLES
+from gateway.variables import ROLES, VARIABLES
 from ledger.plan import Policy
 
 DEFAULT_DATA: Final = "./.order-ledger"
@@ -48,6 +48,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     central_hub_poll_s: float = 300.0
     service_host: str = "127.0.0.1"
     service_port: int = 8014
+    roles: tuple[str, ...] = ROLES
     real_time: str = "auto"
 
     nats_url: Secret | None = None

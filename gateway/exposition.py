@@ -47,7 +47,8 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
 class Exposition(Collector):
     """`text` reads the counters and the readings; nothing is kept between two calls."""
 
-    def __init__(self, version: str, metrics: Metrics, read: Callable[[], Readings]) -> None:
+    def __init__(self, version: str, metrics: Metrics | None, read: Callable[[], Readings]) -> None:
+        """Without `metrics` only what stands without a ledger's writer is told: the sinks and the parts."""
         self._version, self._metrics, self._read = version, metrics, read
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -58,11 +59,13 @@ class Exposition(Collector):
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._counted()
-        yield from self._standing(self._read())
+        now = self._read()
+        if self._metrics is not None:
+            yield from self._counted(self._metrics)
+            yield from self._standing(now)
+        yield from self._followed(now)
 
-    def _counted(self) -> Iterator[Metric]:
-        counted = self._metrics
+    def _counted(self, counted: Metrics) -> Iterator[Metric]:
         yield _counter("events", "Events committed, by topic.", ("topic",), _one_label(counted.events))
         yield _counter(
             "order_outcomes", "Orders that ended, by how and by category.", ("outcome", "category"), counted.outcomes
@@ -98,25 +101,13 @@ class Exposition(Collector):
         )
 
     def _standing(self, now: Readings) -> Iterator[Metric]:
-        yield _gauge("build_info", "Always 1.", ("version",), {(self._version,): 1})
         open_orders = {state: now.open_orders.get(state, 0) for state in _OPEN}
         yield _gauge("orders_open", "Orders that have not ended, by state.", ("state",), _one_label(open_orders))
         unresolved = now.open_orders.get(Status.UNKNOWN.value, 0)
         yield _gauge("unresolved_orders", "Orders whose outcome is unknown.", (), {(): unresolved})
         yield _gauge("queue_depth", "What waits, by queue.", ("queue",), _one_label(now.queues))
-        lags = {name: one.lag for name, one in now.sinks.items()}
-        yield _gauge("sink_lag_events", "Events the ledger holds and a sink does not.", ("sink",), _one_label(lags))
-        following = {name: one.state == "following" for name, one in now.sinks.items()}
-        yield _gauge("sink_following", "1 while a sink takes what it is given.", ("sink",), _one_label(following))
-        positions = {name: one.position for name, one in now.sinks.items()}
-        yield _gauge("sink_position", "The last event a sink holds.", ("sink",), _one_label(positions))
-        retries = {name: one.retries for name, one in now.sinks.items()}
-        yield _counter("sink_retries", "Failed attempts of a sink.", ("sink",), _one_label(retries))
         yield _counter("reconnects", "Connections that were made again.", ("to",), _one_label(now.reconnects))
         yield _gauge("halted", "1 while this source halts trading.", ("source",), _one_label(now.halts))
-        up = {name: one.state in ("up", "degraded", "off") for name, one in now.parts.items()}
-        yield _gauge("dependency_up", "1 while a dependency works, or is switched off.", ("part",), _one_label(up))
-        yield _gauge("ready", "1 while orders are taken.", (), {(): now.ready})
         yield _gauge("head_seq", "The last event of the ledger.", (), {(): now.head_seq})
         yield _gauge("epoch", "Which writer of this ledger this is.", (), {(): now.epoch})
         yield _gauge(
@@ -129,6 +120,20 @@ class Exposition(Collector):
             (),
             {(): now.verified_sound},
         )
+
+    def _followed(self, now: Readings) -> Iterator[Metric]:
+        yield _gauge("build_info", "Always 1.", ("version",), {(self._version,): 1})
+        lags = {name: one.lag for name, one in now.sinks.items()}
+        yield _gauge("sink_lag_events", "Events the ledger holds and a sink does not.", ("sink",), _one_label(lags))
+        following = {name: one.state == "following" for name, one in now.sinks.items()}
+        yield _gauge("sink_following", "1 while a sink takes what it is given.", ("sink",), _one_label(following))
+        positions = {name: one.position for name, one in now.sinks.items()}
+        yield _gauge("sink_position", "The last event a sink holds.", ("sink",), _one_label(positions))
+        retries = {name: one.retries for name, one in now.sinks.items()}
+        yield _counter("sink_retries", "Failed attempts of a sink.", ("sink",), _one_label(retries))
+        up = {name: one.state in ("up", "degraded", "off") for name, one in now.parts.items()}
+        yield _gauge("dependency_up", "1 while a dependency works, or is switched off.", ("part",), _one_label(up))
+        yield _gauge("ready", "1 while orders are taken.", (), {(): now.ready})
 
 
 _Values = Mapping[tuple[str, ...], float]

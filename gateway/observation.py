@@ -7,7 +7,7 @@ part when it is there.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from functools import partial
 from typing import Any, Final, Protocol
@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 from gateway.communications import CommunicationLog
 from gateway.config import OFF, Settings
 from gateway.connection import Connection
-from gateway.embedded import ProjectionProcess, free_port
+from gateway.embedded import free_port
 from gateway.exposition import Exposition, Readings, SinkReading
 from gateway.health import HealthBook, Part, Standing, State
 from gateway.http import HttpServer
@@ -26,6 +26,7 @@ from gateway.reader import ReaderSettings
 from gateway.reading import Reader
 from gateway.terminal import TerminalProcess
 from gateway.traces import Traces
+from gateway.variables import GATEWAY, MIRROR, PROJECTIONS
 from gateway.verification import Verification
 from ledger.account import HALT_SOURCES
 from ledger.writer import Ledger
@@ -48,6 +49,15 @@ class SinkProgress(Protocol):
     def error(self) -> str: ...
 
 
+class Projections(Protocol):
+    """`gateway.embedded.ProjectionProcess`, or what stands for it where others have its role."""
+
+    @property
+    def is_running(self) -> bool: ...
+    @property
+    def sinks(self) -> Mapping[str, Mapping[str, Any]]: ...
+
+
 class Bus(Protocol):
     """The connection to NATS."""
 
@@ -60,10 +70,14 @@ class Observation:
         self._settings, self._version = settings, version
         began = time.monotonic()
         self.health = HealthBook(version, settings.instance_id, clock, lambda: time.monotonic() - began)
-        for name in ("ledger", "nats", "broker"):
-            self.health.expect(name, needed=True)
-        for name in ("queries", "news", "clickhouse", "kafka" if settings.kafka_brokers else "audit"):
-            self.health.expect(name, needed=False)
+        self._alone = GATEWAY not in settings.roles  # what follows the ledger is all this process is for
+        if not self._alone:
+            for name in ("ledger", "nats", "broker"):
+                self.health.expect(name, needed=True)
+            for name in ("queries", "news"):
+                self.health.expect(name, needed=False)
+        for name in ("clickhouse", "kafka" if settings.kafka_brokers else "audit"):
+            self.health.expect(name, needed=self._alone)
         read = ReaderSettings(
             ledger_url=settings.ledger_url.reveal(),
             data=str(settings.data),
@@ -91,7 +105,7 @@ class Observation:
         self._exposition: Exposition | None = None
         self._queues: dict[str, Callable[[], int]] = {}
         self._news: Callable[[], SinkProgress] | None = None
-        self._projections: ProjectionProcess | None = None
+        self._projections: Projections | None = None
         self._reconnects = {"nats": 0}
 
     @property
@@ -175,15 +189,21 @@ class Observation:
     def watch_queue(self, name: str, depth: Callable[[], int]) -> None:
         self._queues[name] = depth
 
-    def watch_projections(self, process: ProjectionProcess) -> None:
+    def following(self) -> None:
+        """A process without the gateway's role: its metrics are those of what it follows the ledger for."""
+        self._exposition = Exposition(self._version, None, self._read)
+        self.health.taking_orders = True
+
+    def watch_projections(self, process: Projections) -> None:
         self._projections = process
         settings = self._settings
         log = "kafka" if settings.kafka_brokers else "audit"
-        for name, setting in (
-            ("clickhouse", settings.clickhouse_url.reveal() if settings.clickhouse_url else ""),
-            (log, settings.kafka_brokers or ""),
+        for name, role, setting in (
+            ("clickhouse", PROJECTIONS, settings.clickhouse_url.reveal() if settings.clickhouse_url else ""),
+            (log, MIRROR, settings.kafka_brokers or ""),
         ):
-            self.health.watch(name, partial(self._projection_part, name, setting == OFF))
+            off = setting == OFF or role not in settings.roles
+            self.health.watch(name, partial(self._projection_part, name, off))
 
     def taking_orders(self, taking: bool = True) -> None:
         self.health.taking_orders = taking
@@ -201,13 +221,18 @@ class Observation:
         self._tasks[-1].set_name(name)
 
     async def _metrics_text(self) -> bytes | None:
-        if self._metrics is None or self._exposition is None:
+        if self._exposition is None or (self._metrics is None and not self._alone):
             return None
-        await self._metrics.catch_up()
+        if self._metrics is not None:
+            await self._metrics.catch_up()
         return self._exposition.text()
 
     def _read(self) -> Readings:
         ledger, metrics = self._ledger, self._metrics
+        if self._alone:
+            sinks, parts = self._sinks(), self.health.parts()
+            ready = self.health.look().ready
+            return Readings(open_orders={}, halts={}, queues={}, sinks=sinks, parts=parts, reconnects={}, ready=ready)
         assert ledger is not None
         assert metrics is not None
         halted = {halt.source for halt in ledger.account.halts}
@@ -246,17 +271,17 @@ class Observation:
             return Part(state="off", needed=False)
         process = self._projections
         if process is None or not process.is_running:
-            return Part(state="down", needed=False, detail="the projections' process is not running")
+            return Part(state="down", needed=self._alone, detail="the projections' process is not running")
         sink = process.sinks.get(name)
         if sink is None:
-            return Part(state="starting", needed=False)
-        return _sink_part(sink["state"], sink.get("error", ""))
+            return Part(state="starting", needed=self._alone)
+        return _sink_part(sink["state"], sink.get("error", ""), needed=self._alone)
 
 
-def _sink_part(state: str, error: str) -> Part:
+def _sink_part(state: str, error: str, *, needed: bool = False) -> Part:
     if state == "following":
-        return Part(state="up", needed=False)
-    return Part(state="starting" if state == "starting" else "down", needed=False, detail=error)
+        return Part(state="up", needed=needed)
+    return Part(state="starting" if state == "starting" else "down", needed=needed, detail=error)
 
 
 def _ledger_part(ledger: Ledger) -> Part:

@@ -5,24 +5,27 @@ from pathlib import Path
 
 from gateway.config import OFF, Settings
 from gateway.terminal_child import TerminalSettings
-from projections.settings import ProjectionSettings, kafka_options
+from gateway.variables import MIRROR, PROJECTIONS
+from projections.settings import EMBEDDED, ProjectionSettings, kafka_options
 
 
-def projection_settings(settings: Settings, clickhouse: str, http_port: int) -> ProjectionSettings:
-    """`clickhouse`: `embedded`, `off` or its URL; `http_port`: of the read-only endpoint of the embedded engine."""
+def projection_settings(settings: Settings, http_port: int) -> ProjectionSettings:
+    """As far as the roles go; `http_port`: of the read-only endpoint of the embedded engine."""
+    clickhouse = settings.clickhouse_url.reveal() if settings.clickhouse_url else EMBEDDED
+    mirrors = MIRROR in settings.roles
     return ProjectionSettings(
         ledger_url=settings.ledger_url.reveal(),
         data_dir=str(settings.data),
-        clickhouse=clickhouse,
+        clickhouse=clickhouse if PROJECTIONS in settings.roles else OFF,
         clickhouse_user=settings.clickhouse_user,
         clickhouse_password=settings.clickhouse_password.reveal(),
         clickhouse_cluster=settings.clickhouse_cluster,
         database=settings.clickhouse_database,
         http_port=http_port,
-        kafka=settings.kafka_brokers or OFF,
+        kafka=(settings.kafka_brokers or OFF) if mirrors else OFF,
         kafka_options=kafka_options(os.environ),
         kafka_replication=settings.kafka_replication,
-        audit_dir="" if settings.kafka_brokers else str(settings.data / "audit"),
+        audit_dir=str(settings.data / "audit") if mirrors and not settings.kafka_brokers else "",
         log_level=settings.log_level,
     )
 

@@ -40,6 +40,7 @@ ABOUT: Final[dict[str, About]] = {
         "logging.level",
         hot=True,
     ),
+    "ROLES": About("which parts this process is: `gateway`, `projections`, `mirror`, a comma list"),
     "REAL_TIME": About("`on`, `off` or `auto`: whether the path of an order goes before the other processes"),
     # --- Central Hub
     "CENTRAL_HUB_URL": About("the hub that holds the section `operational`; empty: no hub"),

@@ -14,6 +14,11 @@ from gateway.simulated.faults import BadFaults, parse
 from ledger.reconcile import CLASSES
 from ledger.values import Refused, parse_decimal
 
+GATEWAY: Final = "gateway"
+PROJECTIONS: Final = "projections"
+MIRROR: Final = "mirror"
+ROLES: Final = (GATEWAY, PROJECTIONS, MIRROR)
+
 
 def _number(kind: type, low: float, high: float) -> Callable[[str], Any]:
     def read(text: str) -> Any:
@@ -94,6 +99,13 @@ def _policies(text: str) -> dict[str, str]:
     return found
 
 
+def _roles(text: str) -> tuple[str, ...]:
+    named = _names(text)
+    if not named or not set(named) <= set(ROLES):
+        raise ValueError(f"must be one or more of {', '.join(ROLES)}, not {text[:60]!r}")
+    return tuple(one for one in ROLES if one in named)
+
+
 def _subject(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", text):
         raise ValueError(f"must be one subject without wildcards, not {text[:60]!r}")
@@ -116,6 +128,7 @@ VARIABLES: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "CENTRAL_HUB_POLL_S": ("central_hub_poll_s", _number(float, 0.1, 86_400)),
     "SERVICE_HOST": ("service_host", str),
     "SERVICE_PORT": ("service_port", _port),
+    "ROLES": ("roles", _roles),
     "REAL_TIME": ("real_time", _one_of("auto", "on", "off")),
     "NATS_URL": ("nats_url", Secret),
     "NATS_PORT": ("nats_port", _port),

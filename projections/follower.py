@@ -386,6 +386,8 @@ def remedy_of(error: BaseException) -> str:
             "or into a new data folder, where all is rebuilt from the ledger; "
             "if the folder or server is another ledger's, correct the setting. Nothing was changed"
         )
+    if isinstance(error, LedgerUnavailable):
+        return "start the gateway before the projections, and let both name the same ledger by LEDGER_URL or --data"
     if isinstance(error, LedgerError):
         return "upgrade this program or repair the ledger, then start again: the projection continues where it stopped"
     return "see the log; after a restart the projection continues where it stopped"

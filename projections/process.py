@@ -374,10 +374,11 @@ def _locked(settings: ProjectionSettings, reporter: _Reporter) -> int:
     from filelock import FileLock, Timeout
 
     Path(settings.data_dir).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(settings.lock_file, thread_local=False)
+    locks = [FileLock(one, thread_local=False) for one in settings.lock_files]
     try:
-        # The predecessor may be an orphan that is just finishing.
-        lock.acquire(timeout=WAIT_FOR_PREDECESSOR_S, poll_interval=0.05)
+        for lock in locks:
+            # The predecessor may be an orphan that is just finishing.
+            lock.acquire(timeout=WAIT_FOR_PREDECESSOR_S, poll_interval=0.05)
     except Timeout:
         reporter.tell(
             "failed",

@@ -61,6 +61,12 @@ class ProjectionSettings(msgspec.Struct, frozen=True, kw_only=True, omit_default
         """Held by the one process that writes projections in this data folder."""
         return Path(self.data_dir) / "projections.lock"
 
+    @property
+    def lock_files(self) -> list[Path]:
+        """What a process holds that writes what these settings name, in the order to take them."""
+        mirrors = self.kafka != OFF or self.audit_dir != ""
+        return [self.lock_file] * (self.clickhouse != OFF) + [Path(self.data_dir) / "mirror.lock"] * mirrors
+
 
 def kafka_options(environment: Mapping[str, str]) -> dict[str, str]:
     """The security settings in an environment: `KAFKA_SASL_USERNAME` and the like, in lower case without `KAFKA_`.
