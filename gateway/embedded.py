@@ -10,6 +10,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +28,8 @@ START_S: Final = 20.0
 STOP_S: Final = 3.0
 RESTART_FIRST_S: Final = 0.5
 RESTART_MOST_S: Final = 30.0
+_PORTS: Final = range(20_000, 32_000)  # below those that systems give to outgoing connections
+_steps: Final = count()
 WAKE_AFTER_S: Final = 0.05  # the order that caused it is done by then: the projections do not take its time
 
 
@@ -35,8 +38,11 @@ class StartFailed(Exception):
 
 
 def free_port(preferred: int) -> int:
-    """The preferred port when it is free on loopback, else any that is (0: any)."""
-    for port in (preferred, 0):
+    """The preferred port when it is free on loopback, else any that is (0: any): one that no connection of some
+    program is given meanwhile, so that it is found free again at the next start."""
+    # Neither processes that look at the same time meet, nor what this one names now and opens later.
+    others = (_PORTS[(os.getpid() * 61 + step) % len(_PORTS)] for step in islice(_steps, 256))
+    for port in chain([preferred] * (preferred > 0), others, [0]):
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((LOOPBACK, port))
