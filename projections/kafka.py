@@ -26,7 +26,15 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 
 from ledger.events import HeadSigned, Recorded
 from projections.follower import SEALED, Batch, Position, SinkUnavailable
-from projections.kafka_client import PARTITIONS, SEALS_TOPIC, client_options, ensure_topics, partition_of, translated
+from projections.kafka_client import (
+    KAFKA_ERRORS,
+    PARTITIONS,
+    SEALS_TOPIC,
+    client_options,
+    ensure_topics,
+    partition_of,
+    translated,
+)
 from projections.kafka_log import Ends, consumer, find_ends, last_event, of_ledger, settled_ends
 from projections.records import TOPIC, kafka_record, position_of
 
@@ -218,7 +226,7 @@ async def _ended(producer: AIOKafkaProducer) -> None:
     """Stops a producer that has nothing left to send."""
     try:
         await asyncio.wait_for(producer.stop(), _STOP_S)
-    except (TimeoutError, kafka_errors.KafkaError, kafka_errors.IllegalOperation):
+    except (TimeoutError, *KAFKA_ERRORS):
         await _abandoned(producer)
 
 

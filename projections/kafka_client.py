@@ -28,8 +28,8 @@ RETENTION_MS: Final = 7 * 366 * 24 * 3600 * 1000
 REPLICAS: Final = 3
 MESSAGE_BYTES: Final = 1024 * 1024  # what Kafka takes unless it is told otherwise
 REQUEST_MS: Final = 10_000
-# These two of aiokafka's are not of its own base class; the first is what a call meets just after being fenced.
-_NOT_KAFKA_ERRORS: Final = (kafka_errors.IllegalOperation, kafka_errors.ConsumerStoppedError)
+# The last two are not of the base class of all others; the first of them is what a call meets just after being fenced.
+KAFKA_ERRORS: Final = (kafka_errors.KafkaError, kafka_errors.IllegalOperation, kafka_errors.ConsumerStoppedError)
 _ARGUMENTS: Final = {
     "security_protocol": "security_protocol",
     "sasl_mechanism": "sasl_mechanism",
@@ -177,6 +177,6 @@ def translated() -> Iterator[None]:
         ) from error
     except SinkUnavailable:
         raise
-    except (kafka_errors.KafkaError, *_NOT_KAFKA_ERRORS, OSError) as error:
+    except (*KAFKA_ERRORS, OSError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
         raise SinkUnavailable(f"Kafka: {text[:300]}") from error
