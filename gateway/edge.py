@@ -45,7 +45,6 @@ class Edge:
         reconnect: Callable[[], Awaitable[str]] | None = None,
     ) -> None:
         self._settings, self._connection = settings, connection
-        self._looking: asyncio.Task[None] | None = None
         self._watch = Watch(ledger.tail)
         self.alerts = Alerts(ledger, settings)
         errands = Errands(ledger, submitter, clock)
@@ -90,8 +89,7 @@ class Edge:
         self.alerts.start(self._watch)
         tasks: list[asyncio.Task[Any]] = [self.halts.start(self._watch), await self._watch.start()]
         tasks.append(await self._risk.start())
-        self._looking = asyncio.create_task(self._overdue.run(), name="overdue")
-        tasks.append(self._looking)
+        tasks.append(self._overdue.start())
         if self._settings.heartbeat_timeout_s:
             tasks.append(await self._switch.start(self._connection))
         return tasks
@@ -111,8 +109,5 @@ class Edge:
         await self._service.stop()
 
     async def stop(self) -> None:
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.gather(self._looking, return_exceptions=True)
-        for part in (self._switch, self._risk, self.halts, self._watch):
+        for part in (self._overdue, self._switch, self._risk, self.halts, self._watch):
             await part.stop()

@@ -37,8 +37,18 @@ class Overdue:
         self._clock, self._stands_s = clock, stands_s
         self._seen: dict[str, tuple[int, float]] = {}  # the version of each, and since when (monotonic)
         self._told: set[tuple[str, int]] = set()
+        self._task: asyncio.Task[None] | None = None
 
-    async def run(self) -> None:
+    def start(self) -> "asyncio.Task[None]":
+        self._task = asyncio.create_task(self._run(), name="overdue")
+        return self._task
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             self.look()
