@@ -30,12 +30,12 @@ class SinkReading(msgspec.Struct, frozen=True, kw_only=True):
 class Readings(msgspec.Struct, frozen=True, kw_only=True):
     """How things stand at this moment."""
 
-    open_orders: Mapping[str, int]
-    halts: Mapping[str, bool]
-    queues: Mapping[str, int]
     sinks: Mapping[str, SinkReading]
     parts: Mapping[str, Part]
-    reconnects: Mapping[str, int]
+    open_orders: Mapping[str, int] = {}
+    halts: Mapping[str, bool] = {}
+    queues: Mapping[str, int] = {}
+    reconnects: Mapping[str, int] = {}
     head_seq: int = 0
     epoch: int = 0
     ready: bool = False

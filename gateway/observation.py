@@ -142,7 +142,7 @@ class Observation:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
-        self._metrics = None
+        self._metrics = self._exposition = None
         for catch_up in self._last:
             await catch_up()
         self._last.clear()
@@ -221,7 +221,7 @@ class Observation:
         self._tasks[-1].set_name(name)
 
     async def _metrics_text(self) -> bytes | None:
-        if self._exposition is None or (self._metrics is None and not self._alone):
+        if self._exposition is None:
             return None
         if self._metrics is not None:
             await self._metrics.catch_up()
@@ -230,9 +230,7 @@ class Observation:
     def _read(self) -> Readings:
         ledger, metrics = self._ledger, self._metrics
         if self._alone:
-            sinks, parts = self._sinks(), self.health.parts()
-            ready = self.health.look().ready
-            return Readings(open_orders={}, halts={}, queues={}, sinks=sinks, parts=parts, reconnects={}, ready=ready)
+            return Readings(sinks=self._sinks(), parts=self.health.parts(), ready=self.health.look().ready)
         assert ledger is not None
         assert metrics is not None
         halted = {halt.source for halt in ledger.account.halts}
