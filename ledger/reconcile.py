@@ -217,9 +217,8 @@ def _positions(
             continue
         told = tuple(external.pop(position_id, ()))
         allowed = [kind for kind, _, _ in kinds if policy_of(policies, kind) != ALERT]
-        if (
-            told
-        ):  # what they leave different is judged once they are recorded; if they may not be, what they decide waits
+        # What deals leave different is judged once they are recorded; if they may not be, what they decide waits.
+        if told:
             held_back = kinds[0][0] not in allowed
             allowed = [kind for kind in allowed if held_back and kind not in _BY_DEALS]
         order_id = (mine.entry_order_id if mine else "") or owner

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.broker import Send
+from gateway.simulated import constants as c
 from gateway.simulated import structs
 from gateway.simulated.arguments import read_request
 from gateway.simulated.faults import parse
@@ -44,6 +45,13 @@ def broker_in(folder: Path) -> Iterator[Path]:
 def mt5_request(**fields: Any) -> Request:
     """A market buy of 0.01 EURUSD as the simulated broker sees it, with `fields` changed."""
     return Request(*read_request(({"action": 1, "symbol": "EURUSD", "volume": 0.01} | fields,), {}))
+
+
+def at_the_exchange(folder: Path) -> "Desk":
+    """A desk on an exchange account, 18:00 at the server: the stock is traded."""
+    desk = Desk(folder, margin_mode=c.ACCOUNT_MARGIN_MODE_EXCHANGE)
+    desk.clock.ms += 4 * 3_600_000
+    return desk
 
 
 class Desk:

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.simulated import constants as c
 from gateway.simulated.symbols import DAY_MS
-from tests.simulated import Desk
+from tests.simulated import Desk, at_the_exchange
 
 NETTING = c.ACCOUNT_MARGIN_MODE_RETAIL_NETTING
 EXCHANGE = c.ACCOUNT_MARGIN_MODE_EXCHANGE
@@ -31,8 +31,7 @@ def net(tmp_path: Path) -> Iterator[Desk]:
 
 @pytest.fixture
 def exchange(tmp_path: Path) -> Iterator[Desk]:
-    desk = Desk(tmp_path, margin_mode=EXCHANGE)
-    desk.clock.ms += 4 * 3_600_000  # 18:00 at the server: the stock is traded
+    desk = at_the_exchange(tmp_path)
     yield desk
     desk.close()
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.simulated import constants as c
-from tests.simulated import Desk
+from tests.simulated import Desk, at_the_exchange
 
 HOUR_MS = 3_600_000
 EVERY_KIND = 127
@@ -22,8 +22,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 
 @pytest.fixture
 def exchange(tmp_path: Path) -> Iterator[Desk]:
-    desk = Desk(tmp_path, margin_mode=c.ACCOUNT_MARGIN_MODE_EXCHANGE)
-    desk.clock.ms += 4 * HOUR_MS  # 18:00 at the server: the stock is traded
+    desk = at_the_exchange(tmp_path)
     yield desk
     desk.close()
 
