@@ -17,7 +17,6 @@ from importlib.metadata import version
 from typing import Any, Final
 
 import msgspec
-import orjson
 import structlog
 from nats.aio.client import Client
 
@@ -32,17 +31,18 @@ from gateway.heads import PUBLIC_FILE, HeadSigner, seal_key
 from gateway.linger import Lingering
 from gateway.observation import Observation
 from gateway.outbox import Outbox
-from gateway.parts import terminal_settings
+from gateway.parts import audit_folder, terminal_settings
 from gateway.processes import as_others, prefer_this_process, tune_collector
 from gateway.reconcile import Reconciler
 from gateway.reload import HubSettings, set_log_level
 from gateway.roles import Elsewhere, Followers, start_projections, tell_projections
+from gateway.run_file import GATEWAYS, write_run_file
 from gateway.standby import lock_when_free
 from gateway.submit import Submitter
 from gateway.sync import Sync
 from gateway.terminal import TerminalProcess, TerminalStatus
 from gateway.traces import TracesUnavailable
-from gateway.variables import GATEWAY, MIRROR
+from gateway.variables import GATEWAY
 from ledger.errors import SinkAhead
 from ledger.heads import key_id
 from ledger.store import EventStore, open_store, sqlite_path
@@ -364,8 +364,8 @@ class Service:
     def _write_run_file(self, ledger: Ledger, account: Account, projections: dict[str, Any]) -> None:
         settings = self._settings
         ledger_url = settings.ledger_url.reveal()
-        path = settings.data / "run.json"
-        audited = MIRROR in settings.roles and settings.kafka_brokers is None
+        path = settings.data / GATEWAYS
+        audit = audit_folder(settings)
         content = {
             "pid": os.getpid(),
             "version": BUILD,
@@ -375,14 +375,12 @@ class Service:
             "ledger_url": ledger_url if sqlite_path(ledger_url) else safe_url(ledger_url),
             "clickhouse_http": projections.get("clickhouse_http"),
             "clickhouse_database": settings.clickhouse_database,
-            "audit_dir": str(settings.data / "audit") if audited else None,
+            "audit_dir": str(audit) if audit is not None else None,
             "ledger_id": ledger.ledger_id,
             "login": account.login,
             "server": account.server,
         }
-        scratch = path.with_suffix(".tmp")
-        scratch.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
-        scratch.replace(path)
+        write_run_file(path, content)
         self._later("run file", lambda: asyncio.to_thread(path.unlink, True))
 
     # --- run and stop -------------------------------------------------------------------------------------------
@@ -427,7 +425,7 @@ async def serve(
     hub = HubSettings(flags, os.environ)
     settings = await hub.ask()
     set_log_level(settings.log_level)
-    service: Service | Followers = Followers(settings, say)
+    service: Service | Followers = Followers(settings, say, BUILD, utc_now)
     if GATEWAY in settings.roles:
         service = Service(settings, hub, say, take_over=take_over, standby=standby)
     elif take_over or standby:

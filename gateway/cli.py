@@ -156,11 +156,11 @@ def sql(query: str, data: str | None, as_json: bool) -> None:
 
     A query with its own FORMAT is printed as ClickHouse answers it.
     """
-    from gateway.client import clickhouse_endpoint
+    from gateway.run_file import clickhouse_endpoint
     from gateway.show import ask_http, print_answer
 
     settings = settings_of({"data": data})
-    found = clickhouse_endpoint(settings)
+    found = clickhouse_endpoint(settings.data)
     asked = "JSONCompact"
     with failures():
         if settings.clickhouse_url == Secret(OFF):

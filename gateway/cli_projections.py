@@ -313,12 +313,12 @@ def _reading(settings: Settings) -> Iterator[Any]:
     """A client that reads: of the server, of the running service's endpoint, or of the folder that nobody uses."""
     from urllib.parse import urlsplit
 
-    from gateway.client import clickhouse_endpoint
+    from gateway.run_file import clickhouse_endpoint
     from projections.agree import open_readonly
     from projections.clickhouse import Target, connect
 
     target, _ = _target(settings)
-    found = clickhouse_endpoint(settings)
+    found = clickhouse_endpoint(settings.data)
     url = found[0] if target.embedded and found else None
     if target.embedded and not url:
         with open_readonly(settings.data) as client:

@@ -14,6 +14,7 @@ from nats.aio.msg import Msg
 
 from gateway import nats_connection
 from gateway.config import Settings
+from gateway.run_file import GATEWAYS, read_run_file
 from ledger.values import subject_token
 
 CONNECT_S: Final = 5.0
@@ -26,24 +27,7 @@ class NoAnswer(Exception):
 
 def running(settings: Settings) -> dict[str, Any] | None:
     """What the service of this data folder wrote about itself, None when none runs."""
-    try:
-        found: dict[str, Any] = orjson.loads((settings.data / "run.json").read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        return None
-    return found
-
-
-def clickhouse_endpoint(settings: Settings) -> tuple[str, str] | None:
-    """URL and database of the embedded engine's endpoint, whichever process of this data folder serves it; None when
-    none does."""
-    for name in ("run.json", "run.projections.json"):
-        try:
-            found: dict[str, Any] = orjson.loads((settings.data / name).read_bytes())
-        except (OSError, orjson.JSONDecodeError):
-            continue
-        if found.get("clickhouse_http"):
-            return str(found["clickhouse_http"]), str(found["clickhouse_database"])
-    return None
+    return read_run_file(settings.data / GATEWAYS)
 
 
 async def connect(settings: Settings) -> Client:

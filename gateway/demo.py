@@ -21,10 +21,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from gateway.cli_proof import verify_ledger
-from gateway.client import News, NoAnswer, connect, order_id_of, publish, running
+from gateway.client import News, NoAnswer, connect, order_id_of, publish
 from gateway.config import Settings, load
 from gateway.embedded import StartFailed
 from gateway.history import history_of, print_history
+from gateway.run_file import clickhouse_endpoint
 from gateway.show import (
     ask_http,
     console,
@@ -220,10 +221,10 @@ def _outcomes_table(report: list[dict[str, Any]]) -> Table:
 
 
 def _show_clickhouse(settings: Settings, out: Console) -> None:
-    found = running(settings)
-    url, database = (found or {}).get("clickhouse_http"), (found or {}).get("clickhouse_database", "")
-    if not url:
+    found = clickhouse_endpoint(settings.data)
+    if found is None:
         raise NoAnswer("the ClickHouse endpoint is not ready")
+    url, database = found
 
     def ask(query: str, title: str) -> None:
         answer = ask_http(url, query, database=database, format="JSONCompact")

@@ -20,6 +20,7 @@ from gateway.config import OFF, Settings, safe_url
 from gateway.hub import MAX_ANSWER, HubError, read_answer
 from gateway.operations import query
 from gateway.queries import Declined
+from gateway.run_file import clickhouse_endpoint
 from gateway.show import ask_http, open_ledger
 from ledger.account_events import ConfigurationAccepted, ConfigurationRefused
 from ledger.errors import LedgerError
@@ -205,7 +206,8 @@ async def _look_at_broker(settings: Settings, found: Found) -> None:
 
 
 def _look_at_clickhouse(settings: Settings, found: Found) -> None:
-    url = settings.clickhouse_url.reveal() if settings.clickhouse_url else (found.service or {}).get("clickhouse_http")
+    served = clickhouse_endpoint(settings.data)
+    url = settings.clickhouse_url.reveal() if settings.clickhouse_url else served and served[0]
     if url == OFF or not url:
         found.clickhouse = "off" if url == OFF else ""
         found.clickhouse_error = "" if url == OFF or found.service_error else "the embedded ClickHouse is not ready"

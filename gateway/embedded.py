@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import orjson
 import structlog
 from filelock import FileLock, Timeout
 
 from gateway.processes import child_environment
+from gateway.run_file import GATEWAYS, read_run_file
 
 log = structlog.get_logger()
 
@@ -245,19 +245,23 @@ class ProjectionProcess:
             self._ready.exception()
 
 
-def lock_folder(folder: Path) -> FileLock:
-    """The lock of a data folder, which one service holds. Raises StartFailed."""
+def make_folder(folder: Path) -> None:
+    """The data folder, if it is not there yet. Raises StartFailed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StartFailed(f"cannot create the data folder {folder}: {error.strerror}") from None
+
+
+def lock_folder(folder: Path) -> FileLock:
+    """The lock of a data folder, which one service holds. Raises StartFailed."""
+    make_folder(folder)
     lock = FileLock(folder / "serve.lock", thread_local=False)
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        pid = ""
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            pid = f" (process {orjson.loads((folder / 'run.json').read_bytes())['pid']})"
+        found = read_run_file(folder / GATEWAYS)
+        pid = f" (process {found['pid']})" if found is not None and "pid" in found else ""
         raise StartFailed(
             f"another order-ledger serves {folder}{pid}: stop it, or name another folder by --data"
         ) from None

@@ -23,6 +23,7 @@ from gateway import operations
 from gateway.client import News, NoAnswer, connect, publish, running
 from gateway.config import OFF, Settings, load
 from gateway.queries import Declined
+from gateway.run_file import clickhouse_endpoint
 from gateway.secret import Secret
 from gateway.show import ask_http
 from ledger.intake import MARKET_TYPES, ORDER_TYPES
@@ -265,10 +266,10 @@ class FillHandler:
         return found[-1]
 
     def _is_execution(self, event_id: str) -> bool:
-        settings, found = self._settings, running(self._settings) or {}
+        settings, served = self._settings, clickhouse_endpoint(self._settings.data)
         if settings.clickhouse_url == Secret(OFF):
             raise NotHeld("CLICKHOUSE_URL is off: there are no executions")
-        url = settings.clickhouse_url.reveal() if settings.clickhouse_url else found.get("clickhouse_http")
+        url = settings.clickhouse_url.reveal() if settings.clickhouse_url else served and served[0]
         if not url:
             return False
         login = (

@@ -12,7 +12,7 @@ from projections.settings import EMBEDDED, ProjectionSettings, kafka_options
 def projection_settings(settings: Settings, http_port: int) -> ProjectionSettings:
     """As far as the roles go; `http_port`: of the read-only endpoint of the embedded engine."""
     clickhouse = settings.clickhouse_url.reveal() if settings.clickhouse_url else EMBEDDED
-    mirrors = MIRROR in settings.roles
+    audit = audit_folder(settings)
     return ProjectionSettings(
         ledger_url=settings.ledger_url.reveal(),
         data_dir=str(settings.data),
@@ -22,12 +22,17 @@ def projection_settings(settings: Settings, http_port: int) -> ProjectionSetting
         clickhouse_cluster=settings.clickhouse_cluster,
         database=settings.clickhouse_database,
         http_port=http_port,
-        kafka=(settings.kafka_brokers or OFF) if mirrors else OFF,
+        kafka=(settings.kafka_brokers or OFF) if MIRROR in settings.roles else OFF,
         kafka_options=kafka_options(os.environ),
         kafka_replication=settings.kafka_replication,
-        audit_dir=str(settings.data / "audit") if mirrors and not settings.kafka_brokers else "",
+        audit_dir=str(audit) if audit is not None else "",
         log_level=settings.log_level,
     )
+
+
+def audit_folder(settings: Settings) -> Path | None:
+    """Where this process keeps the audit log in files; None when it does not."""
+    return settings.data / "audit" if MIRROR in settings.roles and not settings.kafka_brokers else None
 
 
 def terminal_settings(settings: Settings, folder: Path) -> TerminalSettings:

@@ -9,20 +9,15 @@ lacks what it holds.
 import asyncio
 import os
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Final
-
-import orjson
+from datetime import datetime
+from typing import Any
 
 from gateway.config import Settings, safe_url
-from gateway.embedded import ProjectionProcess, StartFailed, kept_port
+from gateway.embedded import ProjectionProcess, kept_port, make_folder
 from gateway.observation import Observation
-from gateway.parts import projection_settings
+from gateway.parts import audit_folder, projection_settings
+from gateway.run_file import write_run_file
 from gateway.variables import MIRROR, PROJECTIONS
-
-BUILD: Final = version("order-ledger")
 
 
 class Elsewhere:
@@ -79,8 +74,10 @@ def tell_projections(settings: Settings, found: dict[str, Any], say: Callable[[s
 class Followers:
     """A service without the role `gateway`: follows a ledger that another process writes."""
 
-    def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
-        self._settings, self._say = settings, say
+    def __init__(
+        self, settings: Settings, say: Callable[[str], None], build: str, clock: Callable[[], datetime]
+    ) -> None:
+        self._settings, self._say, self._build, self._clock = settings, say, build, clock
         self._stop_asked = asyncio.Event()
 
     def ask_to_stop(self) -> None:
@@ -89,11 +86,10 @@ class Followers:
     async def run(self) -> None:
         """Runs until asked to stop. Raises StartFailed with one clear line."""
         settings = self._settings
-        self._say(f"order-ledger {BUILD} ({' and '.join(settings.roles)}), data in {settings.data}")
-        _prepare(settings.data)
-        observation = Observation(settings, BUILD, _utc_now)
+        self._say(f"order-ledger {self._build} ({' and '.join(settings.roles)}), data in {settings.data}")
+        make_folder(settings.data)
+        observation = Observation(settings, self._build, self._clock)
         process: ProjectionProcess | Elsewhere = Elsewhere()
-        run_file = settings.data / f"run.{settings.roles[0]}.json"
         try:
             await observation.start()
             self._say(f"  http         {observation.url}")
@@ -103,14 +99,15 @@ class Followers:
             if found is None:
                 return
             tell_projections(settings, found, self._say)
-            _write(run_file, self._about(found, observation.url))
+            run_file = settings.data / f"run.{settings.roles[0]}.json"
+            write_run_file(run_file, self._about(found, observation.url))
             observation.following()
             self._say(f"READY: follows the ledger {safe_url(settings.ledger_url.reveal())}")
             await self._stop_asked.wait()
+            await asyncio.to_thread(run_file.unlink, True)  # never that of a process which was here before this one
         finally:
             await process.stop()
             await observation.stop()
-            await asyncio.to_thread(run_file.unlink, True)
 
     async def _unless_stopped(self, work: Any) -> dict[str, Any] | None:
         """What `work` gives; None when it was asked to stop before."""
@@ -125,31 +122,14 @@ class Followers:
 
     def _about(self, found: dict[str, Any], http_url: str) -> dict[str, Any]:
         settings = self._settings
-        files = MIRROR in settings.roles and settings.kafka_brokers is None
+        audit = audit_folder(settings)
         return {
             "pid": os.getpid(),
-            "version": BUILD,
+            "version": self._build,
             "roles": list(settings.roles),
             "http_url": http_url,
             "clickhouse_http": found.get("clickhouse_http") or None,
             "clickhouse_database": settings.clickhouse_database,
-            "audit_dir": str(settings.data / "audit") if files else None,
+            "audit_dir": str(audit) if audit is not None else None,
             "ledger_id": found.get("ledger_id"),
         }
-
-
-def _prepare(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StartFailed(f"cannot create the data folder {folder}: {error.strerror}") from None
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    scratch = path.with_suffix(".tmp")
-    scratch.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
-    scratch.replace(path)
-
-
-def _utc_now() -> datetime:
-    return datetime.now(UTC)

@@ -132,6 +132,18 @@ def test_projections_that_find_no_ledger_say_what_is_to_be_started(tmp_path: Pat
 
 def test_a_second_process_of_the_same_role_on_a_folder_ends_and_says_so(tmp_path: Path) -> None:
     folder = tmp_path / "d"
+    with running(Service(folder, "--roles", "gateway"), Service(folder, "--roles", "mirror")) as (gateway, mirror):
+        done = run_cli("serve", "--data", str(folder), "--roles", "mirror")
+        assert about(mirror, "mirror")["pid"] == mirror.pid
+        mirror.stop()
+        assert list(folder.glob("run.*json")) == [folder / "run.json"]
+        gateway.stop()
+    assert done.returncode == 1
+    assert "another process writes the projections" in done.stderr
+
+
+def test_a_second_process_ends_also_where_the_first_has_more_roles(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
     with running(Service(folder, "--roles", "gateway,mirror")):
         done = run_cli("serve", "--data", str(folder), "--roles", "mirror")
     assert done.returncode == 1
