@@ -15,6 +15,7 @@ from nats.aio.msg import Msg
 from gateway import nats_connection
 from gateway.config import Settings
 from gateway.run_file import GATEWAYS, read_run_file
+from ledger.intake import read_order
 from ledger.values import subject_token
 
 CONNECT_S: Final = 5.0
@@ -96,15 +97,16 @@ class News:
 
 
 def order_id_of(payload: bytes) -> tuple[str | None, str]:
-    """The order id and the symbol a payload names, as far as it can be read."""
+    """The order id and the symbol a payload names, as far as it can be read: what is no order id to the gateway is
+    none here, since the answer names none then."""
     try:
         body = msgspec.json.decode(payload)
     except msgspec.DecodeError:
         return None, ""
     if not isinstance(body, dict):
         return None, ""
-    order_id, symbol = body.get("order_id"), body.get("symbol")
-    return (order_id if isinstance(order_id, str) else None), (symbol if isinstance(symbol, str) else "")
+    symbol = body.get("symbol")
+    return read_order(payload).order_id, symbol if isinstance(symbol, str) else ""
 
 
 async def publish(connection: Client, payload: bytes, timeout_s: float = 5.0) -> None:

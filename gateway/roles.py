@@ -18,6 +18,7 @@ from gateway.observation import Observation
 from gateway.parts import audit_folder, projection_settings
 from gateway.run_file import write_run_file
 from gateway.variables import MIRROR, PROJECTIONS
+from ledger.store import sqlite_path
 
 
 class Elsewhere:
@@ -102,7 +103,8 @@ class Followers:
             run_file = settings.data / f"run.{settings.roles[0]}.json"
             write_run_file(run_file, self._about(found, observation.url))
             observation.following()
-            self._say(f"READY: follows the ledger {safe_url(settings.ledger_url.reveal())}")
+            ledger_url = settings.ledger_url.reveal()
+            self._say(f"READY: follows the ledger {sqlite_path(ledger_url) or safe_url(ledger_url)}")
             await self._stop_asked.wait()
             await asyncio.to_thread(run_file.unlink, True)  # never that of a process which was here before this one
         finally:

@@ -74,6 +74,7 @@ async def test_each_role_is_a_process_and_orders_are_taken_while_the_others_are_
     roles = (Service(folder, "--roles", role) for role in ("gateway", "projections", "mirror"))
     with running(*roles) as (gateway, projections, mirror):
         assert gateway.info["clickhouse_http"] is None
+        assert f"follows the ledger {folder / 'ledger.db'}" in projections.output
         await fill(gateway, "o-1")
         await until(lambda: rows(gateway) == ["o-1"])
         await until(lambda: audited(folder) == 1)

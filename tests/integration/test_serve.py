@@ -179,6 +179,15 @@ def test_submit_prints_the_outcome_of_an_order(service):
     assert orjson.loads(refused.stdout)["category"] == "refused"
 
 
+@pytest.mark.parametrize("order_id", ["a/b", "", "x" * 200])
+def test_submit_prints_at_once_why_an_order_id_is_none(service, order_id):
+    done = service.cli("submit", "-", "--timeout", "20", "--json", stdin=orjson.dumps({"order_id": order_id}).decode())
+    assert done.returncode == 3
+    told = orjson.loads(done.stdout)
+    assert (told["category"], told.get("order_id")) == ("malformed", None)
+    assert any("order_id" in one for one in told["reasons"])
+
+
 def test_history_of_an_unknown_order_is_one_clear_line(service):
     done = service.cli("history", "nobody")
     assert done.returncode == 1
