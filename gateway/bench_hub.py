@@ -1,7 +1,8 @@
 """`order-ledger bench hub`: what orders feel of a Central Hub that is gone, slow or lying.
 
 The whole service takes orders at a steady rate, over NATS, from the publication to the fill, while its hub, asked far
-more often than in earnest, is well or is not. The moods take turns, so that what else happens on the machine meets all.
+more often than in earnest, is well or is not. The moods take turns, so that what else happens on the machine meets all;
+the healthy hub has two of them, and how far these two are apart is what chance alone makes.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ from gateway.bench import Machine, Meter, Spread, machine, spread, work_folder
 from gateway.chaos.world import World
 from gateway.config import SERVICE
 
-MOODS: Final = ("healthy", "killed", "slow", "lying")
+MOODS: Final = ("healthy", "killed", "slow", "lying", "healthy again")
 POLL_S: Final = 0.2
 SETTLE_S: Final = 0.5  # after a change of the hub, until the service has met it
 OUTCOME_S: Final = 15.0
@@ -42,8 +43,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """`seconds`: of orders under each mood, in each round."""
 
     orders_per_s: float = 100.0
-    seconds: float = 6.0
-    rounds: int = 4  # a multiple of the moods: each is at each place in turn
+    seconds: float = 2.0
+    rounds: int = 10  # a multiple of the moods: each is at each place in turn
     folder: Path | None = None
 
 

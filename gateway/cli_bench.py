@@ -313,12 +313,12 @@ def projections(events: int, kafka: str, rate: float, seconds: float, data: Path
 @click.option(
     "--seconds",
     type=click.FloatRange(0.1, 3600),
-    default=6.0,
+    default=2.0,
     show_default=True,
     help="Time for each mood of the hub, in each round.",
 )
 @click.option(
-    "--rounds", type=click.IntRange(1, 1000), default=4, show_default=True, help="How often each has its turn."
+    "--rounds", type=click.IntRange(1, 1000), default=10, show_default=True, help="How often each has its turn."
 )
 @click.option(
     "--data",

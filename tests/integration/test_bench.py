@@ -220,6 +220,6 @@ def test_it_tells_what_orders_feel_of_a_hub_that_is_not_well(tmp_path):
     assert done.returncode == 0, done.stderr
     figures = orjson.loads(done.stdout)["figures"]
     counted = [(one["hub"], one["orders"], one["lost"]) for one in figures]
-    assert counted == [(mood, 10, 0) for mood in ("healthy", "killed", "slow", "lying")]
+    assert counted == [(mood, 10, 0) for mood in ("healthy", "killed", "slow", "lying", "healthy again")]
     assert (min(one["wait"]["p99_ms"] for one in figures) > 0, figures[0]["p99_ratio"]) == (True, 1)
     assert list(tmp_path.iterdir()) == []
