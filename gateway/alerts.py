@@ -1,8 +1,9 @@
 """Alerts: what a person must look at. Each is an event, an error-level log line and a message `broker.alert.{kind}`.
 
 Where an event of the ledger already says it (a halt, an anomaly, a displaced writer) that event is the alert;
-`AlertRaised` is for the rest: a slow broker, slippage, an outcome that stays unknown, a projection that stopped. What
-repeats is told at once and then at intervals, with how often it happened: a storm must not become one of its own.
+`AlertRaised` is for the rest: a slow broker, slippage, an outcome that stays unknown, a projection that stopped, a
+ledger that was tampered with. What repeats is told at once and then at intervals, with how often it happened: a storm
+must not become one of its own.
 """
 
 import asyncio
@@ -36,6 +37,7 @@ EVERY_S: Final = 10.0
 SLOW_BROKER: Final = "slow_broker"
 SLIPPAGE: Final = "slippage"
 SINK_STOPPED: Final = "sink_stopped"
+TAMPER: Final = "tamper"
 _ALERTS: Final = (AccountReconciled, AlertRaised, AnomalyDetected, TradingHalted, WriterTookOver)
 
 
@@ -77,6 +79,12 @@ class Alerts:
     def sink_stopped(self, sink: str, error: str, remedy: str = "") -> None:
         text = f"{sink}: {error}" + (f" ({remedy})" if remedy else "")
         self.raise_(AlertRaised(kind=SINK_STOPPED, text=text))
+
+    def tampered(self, first_bad_seq: int, problem: str) -> None:
+        """A verification found that the ledger is not what was sealed."""
+        remedy = "halt, and compare with what is kept elsewhere: `order-ledger verify`"
+        text = f"the ledger cannot be trusted from event {first_bad_seq} on: {problem} ({remedy})"
+        self.raise_(AlertRaised(kind=TAMPER, text=text, about=first_bad_seq))
 
     def raise_(self, alert: AlertRaised, *, about: str = "") -> None:
         """At once, or, when the same kind (of the same `about`) was told within `EVERY_S`, together with others."""

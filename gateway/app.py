@@ -186,6 +186,7 @@ class Service:
         self._later("limits and alerts", edge.stop)
         self._failures.extend(await edge.start())
         projections.listen(edge.alerts.projections_changed)
+        observation.when_not_sound(edge.alerts.tampered)
         await sync.start(after=reconciler.start)
         self._later("the account followed", sync.stop)
         self._later("reconciliation", reconciler.stop)

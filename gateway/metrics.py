@@ -52,7 +52,7 @@ OUTCOMES: Final = {
 # Known from the start, since an increase from nothing to one is none for Prometheus.
 ALERTS: Final = (
     *(UNRESOLVED, "reconciliation", "slippage", "slow_broker", "sink_stopped", "halted", "fenced"),
-    *("anomaly", "standing_order"),
+    *("anomaly", "standing_order", "tamper", "disconnected", "login_refused"),
 )
 DIFFERENCES: Final = tuple((kind, policy) for kind, policies in CLASSES.items() for policy in policies)
 _RETCODES: Final = frozenset(one.name for one in RETCODES.values())
@@ -165,6 +165,8 @@ class Metrics:
             "order.anomaly_detected": self._anomaly,
             "account.alert_raised": self._alert,
             "account.halted": lambda *_: self.alerts.add(("halted",)),
+            "account.disconnected": lambda *_: self.alerts.add(("disconnected",)),
+            "account.login_refused": lambda *_: self.alerts.add(("login_refused",)),
             "writer.took_over": lambda *_: self.alerts.add(("fenced",)),
             "account.reconciled": self._reconciled,
             "account.connected": self._connected_again,

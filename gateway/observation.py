@@ -186,6 +186,10 @@ class Observation:
         self._news = progress
         self.health.watch("news", lambda: _sink_part(progress().state, progress().error))
 
+    def when_not_sound(self, tell: Callable[[int, str], None]) -> None:
+        """`tell` hears of each verification that finds a fault: the first bad seq, and the problem."""
+        self._verification.on_unsound = tell
+
     def watch_queue(self, name: str, depth: Callable[[], int]) -> None:
         self._queues[name] = depth
 

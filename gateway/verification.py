@@ -32,6 +32,7 @@ class Verification:
         self.result: dict[str, Any] | None = None
         self.sound_to = 0
         self.sound_at_s = 0.0
+        self.on_unsound: Callable[[int, str], None] = lambda _first_bad_seq, _problem: None
 
     def begin(self) -> None:
         """Raises TooSoon."""
@@ -82,3 +83,4 @@ class Verification:
         self.state = "not_sound"
         bad, problem = result["first_bad_seq"], result["problem"]
         log.error("the ledger is not sound", first_bad_seq=bad, problem=problem)
+        self.on_unsound(bad, problem)

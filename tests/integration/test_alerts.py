@@ -122,3 +122,15 @@ async def test_a_projection_that_stopped_is_an_alert_with_its_remedy(tmp_path):
         alerts.sink_stopped("clickhouse", "disk full", "make room")
         await until(lambda: raised(d))
         assert [(one.kind, one.text) for one in raised(d)] == [("sink_stopped", "clickhouse: disk full (make room)")]
+
+
+async def test_a_ledger_that_was_tampered_with_is_an_alert_that_names_the_first_bad_event(tmp_path):
+    async with desk(tmp_path) as d:
+        alerts = await watching(d)
+        with capture_logs() as lines:
+            alerts.tampered(3, "event 3 was changed")
+            await until(lambda: raised(d) and lines)
+        (alert,) = raised(d)
+        assert (alert.kind, alert.about) == ("tamper", 3)
+        assert alert.text.startswith("the ledger cannot be trusted from event 3 on: event 3 was changed (")
+        assert [(one["log_level"], one["event"], one["kind"]) for one in lines] == [("error", "alert", "tamper")]

@@ -98,10 +98,13 @@ async def test_a_verification_names_the_first_bad_event(folder):
         database.execute("UPDATE stored_events SET state = replace(state, '2026-', '2025-') WHERE rowid = 3")
     database.close()
     async with http_server(folder) as http:
+        told: list[int] = []
+        http.observation.when_not_sound(lambda seq, _: told.append(seq))
         await http.ask("/api/v1/verification", method="POST")
         found = await verified(http)
         assert (found["state"], found["result"]["ok"]) == ("not_sound", False)
         assert found["result"]["first_bad_seq"] == 3
+        assert told == [3]
 
 
 async def verified(http):

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway.exposition import Exposition, Readings, SinkReading
 from gateway.health import Part
 from gateway.metrics import MAX_NAMES, MAX_ORDERS, Counts, Histogram, Metrics
-from ledger.account_events import AccountReconciled, Difference
+from ledger.account_events import AccountDisconnected, AccountReconciled, Difference, LoginRefused
 from ledger.events import Envelope, Recorded, encode
 from ledger.facts import OrderRequest, Raw
 from ledger.order_events import AnomalyDetected, BrokerAnswered, OrderRejected, OrderRequested, SendStarted
@@ -98,6 +98,13 @@ def test_an_anomaly_is_an_alert_of_its_kind():
     seen = Counting().take("o", AnomalyDetected(kind="fill_price", detail="beyond the limit"))
     assert seen.value("alerts_total", kind="anomaly") == 1
     assert seen.value("alerts_total", kind="slippage") == 0
+
+
+def test_a_lost_connection_and_a_refused_login_are_alerts_of_their_kind():
+    lost = AccountDisconnected(login=7, server="s", reason="cut")
+    seen = Counting().take("o", lost, LoginRefused(login=7, server="s", code=-6, reason="no"))
+    assert seen.value("alerts_total", kind="disconnected") == 1
+    assert seen.value("alerts_total", kind="login_refused") == 1
 
 
 def test_differences_are_counted_by_class_and_policy_and_a_report_of_some_is_an_alert():
