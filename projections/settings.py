@@ -42,7 +42,7 @@ class ProjectionSettings(msgspec.Struct, frozen=True, kw_only=True, omit_default
     clickhouse_interval_s: float = 0.05
     clickhouse_lag_s: float = 0.2
     clickhouse_calm_s: float = 1.0
-    clickhouse_few_events: int = 1_000
+    clickhouse_few_events: int = 500
     audit_interval_s: float = 0.1
     audit_calm_s: float = 1.0
     audit_few_events: int = 1_000
