@@ -25,6 +25,7 @@ test: $(STAMP)
 long: $(STAMP)
 	@LIVES=$(LIVES) $(BIN)/python -m pytest -q tests/stateful
 	@FUZZ_S=600 $(BIN)/python -m pytest -q tests/simulation/test_fuzz.py
+	@TRADES=10000 $(BIN)/python -m pytest -q tests/integration/test_trading_tables.py
 	@MANUAL_STEPS=5000 $(BIN)/python -m pytest -q tests/simulation/test_manual_trading.py
 
 check: $(STAMP)

@@ -46,6 +46,7 @@ class _Repeated(msgspec.Struct):
 
     count: int = 0
     latest: AlertRaised | None = None
+    correlation_id: str = ""
 
 
 class Alerts:
@@ -86,27 +87,28 @@ class Alerts:
         text = f"the ledger cannot be trusted from event {first_bad_seq} on: {problem} ({remedy})"
         self.raise_(AlertRaised(kind=TAMPER, text=text, about=first_bad_seq))
 
-    def raise_(self, alert: AlertRaised, *, about: str = "") -> None:
+    def raise_(self, alert: AlertRaised, *, about: str = "", correlation_id: str = "") -> None:
         """At once, or, when the same kind (of the same `about`) was told within `EVERY_S`, together with others."""
         key = (alert.kind, about)
         if key in self._quiet:
             repeated = self._quiet[key]
             repeated.count += 1
-            repeated.latest = alert
+            repeated.latest, repeated.correlation_id = alert, correlation_id
             return
         self._quiet[key] = _Repeated()
         asyncio.get_running_loop().call_later(EVERY_S, self._speak_again, key)
-        self._append(alert)
+        self._append(alert, correlation_id)
 
     def _speak_again(self, key: tuple[str, str]) -> None:
         repeated = self._quiet.pop(key)
         if repeated.latest is not None:
             times = f" (the latest of {repeated.count})" if repeated.count > 1 else ""
-            self.raise_(msgspec.structs.replace(repeated.latest, text=repeated.latest.text + times), about=key[1])
+            alert = msgspec.structs.replace(repeated.latest, text=repeated.latest.text + times)
+            self.raise_(alert, about=key[1], correlation_id=repeated.correlation_id)
 
-    def _append(self, alert: AlertRaised) -> None:
+    def _append(self, alert: AlertRaised, correlation_id: str = "") -> None:
         try:
-            self._ledger.append(self._stream, alert, Cause(actor="gateway"))
+            self._ledger.append(self._stream, alert, Cause(actor="gateway", correlation_id=correlation_id))
         except LedgerError:
             # Nothing can be recorded any more, and the service is about to say why: the line alone remains.
             fields = {"kind": alert.kind, "text": alert.text, "order_id": alert.order_id or None}
@@ -127,6 +129,7 @@ class Alerts:
             "source": message.source,
             "by": message.by,
             "event_id": message.event_id,
+            "correlation_id": message.correlation_id or None,
         }
         say = log.warning if isinstance(envelope.data, TradingResumed) else log.error
         say("alert", **{name: value for name, value in fields.items() if value is not None})
@@ -136,7 +139,8 @@ class Alerts:
         assert isinstance(event, BrokerAnswered)
         if limit_s and event.latency_s > limit_s:
             text = f"the broker took {event.latency_s:f} s to answer, more than {plain(limit_s)} s"
-            self.raise_(AlertRaised(kind=SLOW_BROKER, text=text, order_id=_order(recorded), about=recorded.seq))
+            alert = AlertRaised(kind=SLOW_BROKER, text=text, order_id=_order(recorded), about=recorded.seq)
+            self.raise_(alert, correlation_id=envelope.correlation_id)
 
     def _filled(self, recorded: Recorded, envelope: Envelope) -> None:
         event = envelope.data
@@ -148,9 +152,10 @@ class Alerts:
         text = f"{event.side} {plain(event.volume)} {event.symbol} was dealt {pips:f} pips worse than asked for"
         if settings.slippage_alert_pips and pips > settings.slippage_alert_pips:
             alert = AlertRaised(kind=SLIPPAGE, text=text, order_id=order_id, symbol=event.symbol, about=recorded.seq)
-            self.raise_(alert, about=event.symbol)
+            self.raise_(alert, about=event.symbol, correlation_id=envelope.correlation_id)
         elif settings.slippage_report_pips and pips > settings.slippage_report_pips:
-            log.warning("slippage", text=text, order_id=order_id, deal=event.deal)
+            correlated = {"correlation_id": envelope.correlation_id} if envelope.correlation_id else {}
+            log.warning("slippage", text=text, order_id=order_id, deal=event.deal, **correlated)
 
     def _unknown(self, recorded: Recorded, envelope: Envelope) -> None:
         assert isinstance(envelope.data, OutcomeUnknown)

@@ -100,6 +100,8 @@ def _look_at_service(settings: Settings, found: Found) -> None:
     if found.service is None:
         found.service_error = f"no service runs on {settings.data}"
         return
+    if os.name == "nt":
+        return  # there a signal 0 is Ctrl+C: it would end the service that is looked at
     try:
         os.kill(int(found.service["pid"]), 0)
     except ProcessLookupError:

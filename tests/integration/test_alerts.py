@@ -12,6 +12,7 @@ from gateway.slippage import pips_worse
 from gateway.watch import Watch
 from ledger.account_events import AlertRaised
 from ledger.order_events import OrderFilled
+from ledger.writer import Cause
 from tests.decider import answer, check, deal, evidence, start, unknown
 from tests.desk import CAUSE, desk, until
 
@@ -80,6 +81,19 @@ async def test_slippage_over_three_pips_is_reported_and_over_five_alerts(tmp_pat
             await d.order("o-2", check())
             await until(lambda: len(raised(d)) == alerts and (not level or lines))
         assert [one["log_level"] for one in lines] == ([level] if level else [])
+
+
+@pytest.mark.parametrize("price", ["1.10031", "1.10051"])
+async def test_the_line_of_an_order_has_its_correlation_id(tmp_path, price):
+    async with desk(tmp_path, SLOW_BROKER_S="0.001") as d:
+        await watching(d)
+        of_order = Cause(actor="broker", correlation_id="c-9")
+        with capture_logs() as lines:
+            await d.order("o-1", check(), start(1, price=D("1.1")), price="1.1")
+            done = answer("success", deal(7, price=D(price)), point=D("0.00001"))
+            await d.ledger.execute("o-1", done, of_order).durable
+            await until(lambda: len(lines) == 2)  # the slow broker, and the slippage
+        assert [one["correlation_id"] for one in lines] == ["c-9", "c-9"]
 
 
 async def test_a_storm_of_one_kind_is_told_at_once_and_then_counted(tmp_path, monkeypatch):
