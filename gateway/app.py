@@ -196,7 +196,7 @@ class Service:
             for part in (submitter, edge, sync, reconciler, link, trade, query, observation):
                 part.use(new)
 
-        await self._hub.follow(ledger, connection, use, BUILD)
+        await self._hub.follow(ledger, connection, use, BUILD, observation.url)
         self._later("the hub followed", self._hub.stop)
         submitter.start()
         self._failures += (submitter.failure, sync.failure, reconciler.failure)

@@ -152,6 +152,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_unspecified(host: str) -> bool:
+    """Whether what listens on `host` listens on every address of the machine, and so names none of them."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_unspecified
+    except ValueError:
+        return False
+
+
 def names_loopback(host_header: str) -> bool:
     """Whether a request was sent to a loopback name. A web page could otherwise reach a loopback port through a name
     of its own."""

@@ -6,9 +6,11 @@ needs a restart keeps its old value until then, and the log says so. A storm of 
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import msgspec
 import structlog
@@ -16,6 +18,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from gateway.config import SERVICE, ConfigurationError, Settings, described, layered, version_of
+from gateway.http_guard import is_unspecified
 from gateway.hub import Hub, HubConfig, HubError, HubUnreadable, LastGood, keep_registered, obtain, read_answer
 from gateway.settings_table import ABOUT
 from gateway.variables import VARIABLES
@@ -64,6 +67,22 @@ def _is_older(found: HubConfig, other: HubConfig) -> bool:
     return 0 < changed_at(found) < changed_at(other)
 
 
+def registration(url: str, build: str, instance_id: str) -> dict[str, Any]:
+    """What a service that listens there tells the hub of itself. Where it listens on every address of the machine, the
+    name of the machine is the one that others know."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    return {
+        "name": SERVICE,
+        "host": socket.gethostname() if is_unspecified(host) else host,
+        "port": parts.port,
+        "protocol": "http",
+        "health_endpoint": "/health",
+        "version": build,
+        "metadata": {"instance_id": instance_id},
+    }
+
+
 class HubSettings:
     """The settings of a service with a hub. `use` hears of every new value."""
 
@@ -96,8 +115,10 @@ class HubSettings:
             self._refused = ("", tuple(one[:MAX_ERROR] for one in refused))
         return self.settings
 
-    async def follow(self, ledger: Ledger, connection: Client, use: Callable[[Settings], None], build: str) -> None:
-        """Records what is in force, then hears of every change."""
+    async def follow(
+        self, ledger: Ledger, connection: Client, use: Callable[[Settings], None], build: str, url: str
+    ) -> None:
+        """Records what is in force, then hears of every change. `url`: where the service listens."""
         self._ledger, self._use = ledger, use
         if self._refused is not None:
             version, errors = self._refused
@@ -109,16 +130,7 @@ class HubSettings:
         if self._hub is None:
             return
         await connection.subscribe(f"config.update.{SERVICE}", cb=self._hear, pending_msgs_limit=MAX_HEARD)
-        settings = self.settings
-        about = {
-            "name": SERVICE,
-            "host": settings.service_host,
-            "port": settings.service_port,
-            "protocol": "http",
-            "health_endpoint": "/health",
-            "version": build,
-            "metadata": {"instance_id": settings.instance_id},
-        }
+        about = registration(url, build, self.settings.instance_id)
         for work in (self._run(), self._poll(self._hub), keep_registered(self._hub, about, HEARTBEAT_S)):
             self._tasks.append(asyncio.create_task(work, name="hub"))
 

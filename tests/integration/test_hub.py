@@ -1,6 +1,7 @@
 """The Central Hub: fetched, cached, followed; and whatever it does, orders go on."""
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from aiohttp import web
 from gateway.config import SERVICE, load
 from gateway.hub import MAX_ANSWER, ConfigClient, Hub, keep_registered
 from gateway.hub_server import hub_server
+from gateway.reload import registration
 from gateway.show import open_ledger
 from ledger.account_events import ConfigurationAccepted, ConfigurationRefused
 from ledger.events import account_stream, event_of
@@ -175,6 +177,20 @@ async def test_registration_goes_on_trying_whatever_the_hub_does_and_begins_agai
             await hub.start()
             assert await heard.get() == "heartbeat"
         task.cancel()
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("http://127.0.0.1:40123", "127.0.0.1"),
+        ("http://0.0.0.0:40123", socket.gethostname()),
+        ("http://[::]:40123", socket.gethostname()),
+        ("http://[::1]:40123", "::1"),
+    ],
+)
+def test_a_service_registers_where_it_is_reached(url, host):
+    about = registration(url, "1.0", "a")
+    assert (about["name"], about["host"], about["port"]) == (SERVICE, host, 40123)
 
 
 # --- the service ----------------------------------------------------------------------------------------------------
