@@ -96,24 +96,26 @@ class News:
                 await self._arrived.wait()
 
 
-def order_id_of(payload: bytes) -> tuple[str | None, str]:
-    """The order id and the symbol a payload names, as far as it can be read: what is no order id to the gateway is
-    none here, since the answer names none then."""
+def order_id_of(payload: bytes) -> str | None:
+    """The order id a payload names. What is no order id to the gateway is none here: the answer names none then."""
+    return read_order(payload).order_id
+
+
+def _symbol_of(payload: bytes) -> str:
+    """The symbol a payload names, as it stands there; empty when there is none."""
     try:
         body = msgspec.json.decode(payload)
     except msgspec.DecodeError:
-        return None, ""
-    if not isinstance(body, dict):
-        return None, ""
-    symbol = body.get("symbol")
-    return read_order(payload).order_id, symbol if isinstance(symbol, str) else ""
+        return ""
+    symbol = body.get("symbol") if isinstance(body, dict) else None
+    return symbol if isinstance(symbol, str) else ""
 
 
 async def publish(connection: Client, payload: bytes, timeout_s: float = 5.0) -> None:
     """Publishes an order; returns when the stream of orders has it. Raises NoAnswer."""
-    _, symbol = order_id_of(payload)
+    subject = f"orders.submitted.{subject_token(_symbol_of(payload))}"
     try:
-        await connection.jetstream().publish(f"orders.submitted.{subject_token(symbol)}", payload, timeout=timeout_s)
+        await connection.jetstream().publish(subject, payload, timeout=timeout_s)
     except (nats.errors.Error, TimeoutError) as error:
         reason = str(error) or type(error).__name__
         raise NoAnswer(f"the order was not taken by the message bus: {reason}") from None
@@ -121,7 +123,7 @@ async def publish(connection: Client, payload: bytes, timeout_s: float = 5.0) ->
 
 async def submit_order(settings: Settings, payload: bytes, timeout_s: float) -> dict[str, Any]:
     """Publishes the order and returns its outcome. Raises NoAnswer."""
-    order_id, _ = order_id_of(payload)
+    order_id = order_id_of(payload)
     connection = await connect(settings)
     try:
         news = News(connection)

@@ -176,7 +176,7 @@ async def _send_all(settings: Settings, out: Console) -> list[dict[str, Any]]:
         todo = samples()
         with progress_bar("sending orders", len(todo)) as bar:
             for sample in todo:
-                order_id, _ = order_id_of(sample.payload)
+                order_id = order_id_of(sample.payload)
                 began = time.perf_counter()
                 await publish(connection, sample.payload)
                 try:

@@ -113,7 +113,7 @@ def arguments(group: int) -> bytes:
 
 async def talk(url: str, login: dict[str, str]) -> bytes:
     """Sends the demo's orders and asks; everything that was said on NATS until all of them had their outcome."""
-    heard, waiting, done = [], {order_id_of(one.payload)[0] for one in samples()} - {None}, asyncio.Event()
+    heard, waiting, done = [], {order_id_of(one.payload) for one in samples()} - {None}, asyncio.Event()
 
     async def take(message):
         heard.append(message.subject.encode() + repr(message.headers).encode() + message.data)
