@@ -27,6 +27,7 @@ from gateway.config import Settings, safe_url, version_of
 from gateway.connection import Connection
 from gateway.edge import Edge
 from gateway.embedded import NatsServer, ProjectionProcess, StartFailed, lock_folder
+from gateway.guarded import cancelled
 from gateway.heads import PUBLIC_FILE, HeadSigner, seal_key
 from gateway.linger import Lingering
 from gateway.observation import Observation
@@ -112,9 +113,9 @@ class Service:
         start = asyncio.create_task(self._start(), name="start")
         stop = asyncio.create_task(self._stop_asked.wait(), name="stop")
         await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
-        await _cancelled(stop)
+        await cancelled(stop)
         if not start.done():
-            await _cancelled(start)
+            await cancelled(start)
             return False
         await start
         return True
@@ -275,7 +276,7 @@ class Service:
             await server.start()
             self._later("message bus", server.stop)
             watch = asyncio.create_task(_ended(server), name="nats-server")
-            self._later("watch of the message bus", lambda: _cancelled(watch))
+            self._later("watch of the message bus", lambda: cancelled(watch))
             self._failures.append(watch)
             url, what = server.url, "bundled nats-server"
         else:
@@ -447,11 +448,6 @@ async def _refused_late(process: ProjectionProcess | Elsewhere) -> None:
     """Raises StartFailed should the projections still refuse this ledger."""
     await process.ready(math.inf)
     await asyncio.Event().wait()
-
-
-async def _cancelled(task: "asyncio.Task[Any]") -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 async def _together(

@@ -22,6 +22,7 @@ from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, RetentionPolicy, StorageType, StreamConfig
 
+from gateway.guarded import cancelled
 from gateway.submit import Submitter
 from ledger.account_events import MessageRejected
 from ledger.commands import ReceiveOrder
@@ -179,9 +180,7 @@ class OrderBus:
     async def stop(self) -> None:
         """Reads nothing more; what was read is acknowledged when durable."""
         for task in (self._task, self._in_hand):
-            if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+            await cancelled(task)
         await self._pull.close()
         if self._acks:
             await asyncio.wait(self._acks, timeout=0.5)

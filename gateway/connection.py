@@ -14,6 +14,7 @@ import structlog
 
 from gateway.broker import Account, Broker, LoginRefused, TerminalError
 from gateway.config import Settings
+from gateway.guarded import cancelled
 from gateway.terminal import TerminalStatus, pauses
 from ledger.account_events import AccountConnected, AccountDisconnected
 from ledger.account_events import LoginRefused as LoginRefusal
@@ -72,10 +73,7 @@ class Connection:
         self._task = asyncio.create_task(self._watch(), name="connection")
 
     async def stop(self) -> None:
-        tasks = [task for task in (self._task, self._verifying) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancelled(self._task, self._verifying)
 
     def answered(self) -> None:
         """The broker answered a request just now."""

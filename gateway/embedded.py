@@ -18,6 +18,7 @@ import msgspec
 import structlog
 from filelock import FileLock, Timeout
 
+from gateway.guarded import cancelled
 from gateway.processes import child_environment
 from gateway.run_file import GATEWAYS, read_run_file
 
@@ -211,9 +212,7 @@ class ProjectionProcess:
         self._stopping = True
         if self._process is not None:
             await end(self._process, STOP_S)
-        if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
+        await cancelled(self._reader)
 
     def _write_wake(self) -> None:
         self._woken = False

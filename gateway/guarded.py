@@ -1,8 +1,16 @@
-"""Tasks whose unexpected end must stop the service: an order must not wait on a dead loop."""
+"""Tasks whose unexpected end must stop the service: an order must not wait on a dead loop. And the end of any task."""
 
 import asyncio
 from collections.abc import Coroutine
 from typing import Any
+
+
+async def cancelled(*tasks: "asyncio.Task[Any] | None") -> None:
+    """Cancels the tasks there are and returns when they have ended, whatever they end with."""
+    begun = [task for task in tasks if task is not None]
+    for task in begun:
+        task.cancel()
+    await asyncio.gather(*begun, return_exceptions=True)
 
 
 class Guard:
@@ -18,9 +26,7 @@ class Guard:
         self._tasks.append(task)
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancelled(*self._tasks)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         if not task.cancelled() and (error := task.exception()) is not None and not self.failure.done():

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from gateway.guarded import cancelled
 from gateway.secret import Secret
 from ledger.errors import LedgerError
 from ledger.events import WRITER_STREAM, BatchSealed, decode
@@ -117,9 +118,7 @@ class HeadSigner:
 
     async def stop(self) -> None:
         """Signs what is not signed yet. To be called when nothing else is appended any more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await cancelled(self._task)
         # A ledger that has failed says so itself, and there is no telling what it holds.
         with contextlib.suppress(LedgerError):
             await self.sign()

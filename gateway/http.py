@@ -12,6 +12,7 @@ import structlog
 from aiohttp import web
 
 from gateway.embedded import StartFailed
+from gateway.guarded import cancelled
 from gateway.http_api import ROUTES, Api, Refusal, json_response
 from gateway.http_guard import Limit, Role, Tokens, address_key, comes_from_loopback, failure_limit, names_loopback
 from gateway.openapi import PROBLEM, BadParameter, Problem, Route, read_parameters
@@ -82,9 +83,7 @@ class HttpServer:
 
     async def close(self) -> None:
         runner, self._runner = self._runner, None
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
+        await cancelled(self._keeper)
         if runner is not None:
             await runner.cleanup()
 

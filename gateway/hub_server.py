@@ -15,6 +15,8 @@ import orjson
 from aiohttp import web
 from nats.aio.client import Client
 
+from gateway.guarded import cancelled
+
 _SERVICE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 CONNECT_S: Final = 1.0
 MAX_BODY: Final = 1 << 20
@@ -92,9 +94,7 @@ class Teller:
             await self._connection.flush(1)
 
     async def stop(self) -> None:
-        if self._connecting is not None:
-            self._connecting.cancel()
-            await asyncio.gather(self._connecting, return_exceptions=True)
+        await cancelled(self._connecting)
         if self._connection is not None:
             await self._connection.close()
 

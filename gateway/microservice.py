@@ -20,6 +20,7 @@ from nats.micro.service import Service
 
 from gateway import interface as api
 from gateway.control import Control
+from gateway.guarded import cancelled
 from gateway.proof import Proofs
 from gateway.queries import Declined, Queries
 
@@ -87,9 +88,7 @@ class MicroService:
     async def stop(self) -> None:
         if self._service is not None and not self._connection.is_closed:
             await self._service.stop()
-        for task in self._work:
-            task.cancel()
-        await asyncio.gather(*self._work, return_exceptions=True)
+        await cancelled(*self._work)
 
     def _handler(self, name: str, do: _Do) -> Callable[[Request], Awaitable[None]]:
         async def handle(request: Request) -> None:

@@ -17,6 +17,7 @@ from gateway.config import OFF, Settings
 from gateway.connection import Connection
 from gateway.embedded import free_port
 from gateway.exposition import Exposition, Readings, SinkReading
+from gateway.guarded import cancelled
 from gateway.health import HealthBook, Part, Standing, State
 from gateway.http import HttpServer
 from gateway.http_api import Api
@@ -138,9 +139,7 @@ class Observation:
     async def unfollow(self) -> None:
         """To be called before the ledger is closed. What was committed until then is logged and traced."""
         self.health.taking_orders = False
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancelled(*self._tasks)
         self._tasks.clear()
         self._metrics = self._exposition = None
         for catch_up in self._last:

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Final
 
 from gateway.alerts import Alerts
+from gateway.guarded import cancelled
 from gateway.submit import Submitter
 from ledger.account_events import AlertRaised
 from ledger.order import IDLE, Order, Status
@@ -44,9 +45,7 @@ class Overdue:
         return self._task
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await cancelled(self._task)
 
     async def _run(self) -> None:
         while True:

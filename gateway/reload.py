@@ -18,6 +18,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from gateway.config import SERVICE, ConfigurationError, Settings, described, layered, version_of
+from gateway.guarded import cancelled
 from gateway.http_guard import is_unspecified
 from gateway.hub import Hub, HubConfig, HubError, HubUnreadable, LastGood, keep_registered, obtain, read_answer
 from gateway.settings_table import ABOUT
@@ -135,9 +136,7 @@ class HubSettings:
             self._tasks.append(asyncio.create_task(work, name="hub"))
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancelled(*self._tasks)
 
     async def _hear(self, message: Msg) -> None:
         try:

@@ -14,6 +14,7 @@ from typing import Any
 
 from gateway.config import Settings, safe_url
 from gateway.embedded import ProjectionProcess, kept_port, make_folder
+from gateway.guarded import cancelled
 from gateway.observation import Observation
 from gateway.parts import audit_folder, projection_settings
 from gateway.run_file import write_run_file
@@ -118,9 +119,7 @@ class Followers:
             await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
             return await task if task.done() else None
         finally:
-            task.cancel()
-            stop.cancel()
-            await asyncio.gather(task, stop, return_exceptions=True)
+            await cancelled(task, stop)
 
     def _about(self, found: dict[str, Any], http_url: str) -> dict[str, Any]:
         settings = self._settings

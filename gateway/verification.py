@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 import structlog
 
+from gateway.guarded import cancelled
 from gateway.reader import Verify
 from gateway.reading import Reader, ReaderBusy, ReaderFailed
 
@@ -53,9 +54,7 @@ class Verification:
                 self.begin()
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await cancelled(self._task)
         await self._reader.close()
 
     async def _run(self) -> None:
