@@ -76,7 +76,7 @@ RETCODES: Final[dict[int, Retcode]] = {
          "Place the price on the right side of the market, at least the stops level away, in whole tick sizes."),
         (10016, "INVALID_STOPS", _F, "Invalid stops in the request",
          "Move SL and TP to their side of the price, at least trade_stops_level points away."),
-        (10017, "TRADE_DISABLED", _F, "Trade is disabled",
+        (10017, "TRADE_DISABLED", _W, "Trade is disabled",
          "Ask the broker to enable trading of the symbol or account."),
         (10018, "MARKET_CLOSED", _W, "Market is closed", "Wait for the next trading session of the symbol."),
         (10019, "NO_MONEY", _F, "Not enough money", "Reduce the volume, or add funds or close positions."),

@@ -3,8 +3,8 @@
 The rules are those by which a trade server judges a request (MetaQuotes' documentation of MqlTradeRequest, the
 symbol's properties and the return codes), and the firm's own limits, each off unless set. What the terminal does not
 show (margin, the sessions of a symbol, limits of the account, whether a market order may be filled by RETURN) stays
-the broker's to judge. What may pass by itself, a closed market or a frozen order, is told beside other reasons but
-refuses nothing alone: the broker's answer parks such an order.
+the broker's to judge. What may pass by itself, a closed market, trading that is disabled or a frozen order, is told
+beside other reasons but refuses nothing alone: the broker's answer parks such an order.
 """
 
 from collections.abc import Iterator
@@ -162,7 +162,7 @@ class _Judgement:
             yield f"symbol {name} is not selected in the terminal's Market Watch", False
         removes = self.request.action in (ACTION_MODIFY, ACTION_REMOVE)
         if symbol.trade_mode == _DISABLED and not removes:
-            yield f"trading of {name} is disabled", False
+            yield f"trading of {name} is disabled", True
         age_s = self._quote_age_s()
         if age_s is not None and 0 < self.limits.max_quote_age_s < age_s:
             yield f"the market of {name} is closed: its last price is {age_s:.0f} s old", True

@@ -67,7 +67,6 @@ def test_a_symbol_nobody_knows_is_one_clear_reason():
     ("change", "asked", "reason"),
     [
         ({"select": False}, request(), "symbol EURUSD is not selected in the terminal's Market Watch"),
-        ({"trade_mode": 0}, request(), "trading of EURUSD is disabled"),
         ({"trade_mode": 1}, request(type=SELL), "only long positions of EURUSD are allowed"),
         ({"trade_mode": 2}, request(type=BUY), "only short positions of EURUSD are allowed"),
         ({"trade_mode": 3}, request(), "positions of EURUSD may only be closed"),
@@ -166,6 +165,9 @@ def test_what_may_pass_by_itself_refuses_nothing_alone_but_is_told_beside_other_
     told = reasons(request(MODIFY, order=5, price=D("1.2")), symbol=frozen, view=order)
     assert told[0] == "order 5 is frozen: the market is too near its price 1.07995"
     assert len(told) == 2
+    disabled = changed(trade_mode=0)
+    assert reasons(request(), symbol=disabled) == ()
+    assert reasons(request(volume=D(0)), symbol=disabled)[0] == "trading of EURUSD is disabled"
     closed = Limits(max_quote_age_s=60)
     old = msgspec.structs.replace(TICK, time_msc=TICK.time_msc - 61_000)
     assert reasons(request(), tick=old, limits=closed) == ()
