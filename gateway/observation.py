@@ -15,13 +15,12 @@ from typing import Any, Final, Protocol
 from gateway.communications import CommunicationLog
 from gateway.config import OFF, Settings
 from gateway.connection import Connection
-from gateway.embedded import free_port
 from gateway.exposition import Exposition, Readings, SinkReading
 from gateway.guarded import cancelled
 from gateway.health import HealthBook, Part, Standing, State
 from gateway.http import HttpServer
 from gateway.http_api import Api
-from gateway.http_guard import Tokens, is_loopback
+from gateway.http_guard import Tokens
 from gateway.metrics import Metrics
 from gateway.reader import ReaderSettings
 from gateway.reading import Reader
@@ -94,7 +93,7 @@ class Observation:
             tokens,
             clock,
             host=settings.service_host,
-            port=_port(settings),
+            port=settings.service_port,
             requests_per_s=settings.http_requests_per_s,
         )
         self._traces: Traces | None = None
@@ -303,10 +302,3 @@ def _standing(ledger: Ledger) -> Standing:
         head_seq=ledger.tail.newest,
         halts=[halt.source for halt in ledger.account.halts],
     )
-
-
-def _port(settings: Settings) -> int:
-    """Embedded, a port that is taken is replaced by a free one, as those of the other parts are."""
-    if settings.mode == "embedded" and is_loopback(settings.service_host):
-        return free_port(settings.service_port)
-    return settings.service_port

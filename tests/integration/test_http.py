@@ -7,10 +7,15 @@ import pytest
 
 from gateway.config import ConfigurationError, load
 from gateway.embedded import StartFailed
+from gateway.health import Part
 from gateway.http import MAX_CONNECTIONS
 from gateway.http_guard import FAILURES_ALLOWED
+from ledger.account_events import TradingResumed
+from ledger.errors import LedgerFenced
+from ledger.store import open_store
+from ledger.writer import Ledger
 from tests.http_server import AUDITOR, OPERATOR, TOKENS, http_server
-from tests.ledgers import clock, write_ledger
+from tests.ledgers import CAUSE, clock, write_ledger
 
 READ = ["/api/v1/orders", "/api/v1/orders/o-0", "/api/v1/positions", "/api/v1/verification"]
 OPEN = ["/health", "/livez", "/openapi.json"]
@@ -122,6 +127,30 @@ async def test_before_the_parts_are_there_it_lives_and_says_what_it_waits_for(tm
         assert (status, found["waiting_for"]) == (503, ["ledger", "nats", "broker"])
         status, problem = await http.ask("/api/v1/orders")
         assert (status, problem["title"]) == (503, "Service Unavailable")
+
+
+async def test_without_its_ledger_it_is_not_ready_and_says_why(tmp_path):
+    async def writer(*, take_over: bool) -> Ledger:
+        store = open_store(f"sqlite:///{tmp_path / 'ledger.db'}")
+        look = clock(Random(7), set_back=False)
+        return await Ledger.open(store, login=7, server="Demo", clock=look, build="test", take_over=take_over)
+
+    async with http_server(tmp_path) as http:
+        ledger, health = await writer(take_over=False), http.observation.health
+        await http.observation.follow(ledger)
+        for name in ("nats", "broker"):
+            health.watch(name, lambda: Part(state="up", needed=True))
+        health.taking_orders = True
+        assert (await http.ask("/readyz"))[0] == 200
+        other = await writer(take_over=True)
+        with pytest.raises(LedgerFenced):
+            await ledger.append("account/7", TradingResumed(source="operator"), CAUSE)
+        status, found = await http.ask("/readyz")
+        assert (status, found["status"], found["waiting_for"]) == (503, "unhealthy", ["ledger"])
+        found = (await http.ask("/health"))[1]
+        assert "another writer committed" in found["parts"]["ledger"]["detail"]
+        for one in (ledger, other):
+            await one.close()
 
 
 async def test_whoever_has_no_token_learns_only_whether_it_works(tmp_path):
@@ -268,10 +297,11 @@ def test_a_token_that_is_easy_to_guess_is_refused_and_not_shown():
     assert "hunter2" not in str(refused.value)
 
 
-async def test_a_port_that_is_taken_is_a_clear_error(tmp_path):
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+async def test_a_port_that_is_taken_is_a_clear_error(tmp_path, host):
     async with http_server(tmp_path) as http:
         port = http.url.rpartition(":")[2]
-        taken = {"SERVICE_HOST": "0.0.0.0", "SERVICE_PORT": port, "OPERATOR_TOKENS": OPERATOR}
-        with pytest.raises(StartFailed, match=f"cannot listen on SERVICE_HOST 0.0.0.0, SERVICE_PORT {port}"):
+        taken = {"SERVICE_HOST": host, "SERVICE_PORT": port, "OPERATOR_TOKENS": OPERATOR}
+        with pytest.raises(StartFailed, match=f"cannot listen on SERVICE_HOST {host}, SERVICE_PORT {port}"):
             async with http_server(tmp_path, **taken):
                 pass

@@ -2,8 +2,6 @@
 
 import asyncio
 import os
-import re
-import socket
 import time
 from collections import defaultdict
 
@@ -186,12 +184,3 @@ async def the_demo(service: Service) -> None:
         await listener.send(market_order("asked-1", price=1.08))  # the demo's name no price to be worse than
         await listener.final("asked-1")
         await listener.final("demo-18")
-
-
-def test_an_embedded_service_whose_port_is_taken_listens_on_a_free_one(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        taken = other.getsockname()[1]
-        with serving(tmp_path / "d", CLICKHOUSE_URL="off", SERVICE_PORT=str(taken)) as service:
-            url = re.search(r"http +(http://\S+)", service.output).group(1)
-            assert not url.endswith(f":{taken}")
-            assert requests.get(f"{url}/livez", timeout=5).status_code == 200
