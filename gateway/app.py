@@ -35,7 +35,7 @@ from gateway.outbox import Outbox
 from gateway.parts import audit_folder, terminal_settings
 from gateway.processes import as_others, prefer_this_process, tune_collector
 from gateway.reconcile import Reconciler
-from gateway.reload import HubSettings, set_log_level
+from gateway.reload import HubSettings, registration, set_log_level
 from gateway.roles import Elsewhere, Followers, start_projections, tell_projections
 from gateway.run_file import GATEWAYS, write_run_file
 from gateway.standby import lock_when_free
@@ -197,7 +197,8 @@ class Service:
             for part in (submitter, edge, sync, reconciler, link, trade, query, observation):
                 part.use(new)
 
-        await self._hub.follow(ledger, connection, use, BUILD, observation.url)
+        about = registration(observation.url, BUILD, settings.instance_id)
+        await self._hub.follow(ledger, connection, use, about, lambda: observation.health.look().status)
         self._later("the hub followed", self._hub.stop)
         submitter.start()
         self._failures += (submitter.failure, sync.failure, reconciler.failure)

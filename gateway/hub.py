@@ -16,6 +16,8 @@ import aiohttp
 import msgspec
 import orjson
 import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 from gateway.documents import deep_merge
 
@@ -25,6 +27,8 @@ MAX_ANSWER: Final = 1 << 20
 CACHE_S: Final = 300.0
 MAX_VERSION: Final = 64
 MAX_DEPTH: Final = 32
+UPDATED: Final = "config.update."  # and the service: where the hub tells of changes
+_STALE: Final = float("-inf")
 Check = Callable[[Mapping[str, Any]], list[str]]
 
 
@@ -190,7 +194,7 @@ class ConfigClient:
         self._hub = Hub(url, key, timeout_s) if url else None
         self._service, self._defaults, self._cache_s, self._check = service_name, safe_defaults, cache_s, check
         self._kept = LastGood(folder / f"hub-{service_name}.json")
-        self._config, self._at = deep_merge({}, safe_defaults), float("-inf")
+        self._config, self._at, self._asked = deep_merge({}, safe_defaults), _STALE, False
         self._asking = asyncio.Lock()
         self.source, self.version = "safe defaults", ""
 
@@ -198,21 +202,32 @@ class ConfigClient:
         """Asks the hub for the first time; without an answer it goes on with what there is."""
         await self.get_config()
 
+    async def follow(self, connection: Client) -> None:
+        """From now on what the hub changes counts at once: told over NATS that there is news, the next `get_config`
+        asks. The message itself is not believed, and without it `cache_s` goes on to count. Raises nats.errors.Error.
+        """
+
+        async def changed(_: Msg) -> None:
+            self._at = _STALE
+
+        await connection.subscribe(UPDATED + self._service, cb=changed)
+
     async def get_config(self) -> dict[str, Any]:
         """A copy of the configuration, at most `cache_s` old as long as the hub answers."""
         async with self._asking:
             if self._hub is not None and time.monotonic() - self._at > self._cache_s:
-                first = self._at == float("-inf")
+                self._at = time.monotonic()  # from before the answer: what is told meanwhile is asked for again
                 found, source, _ = await obtain(self._hub, self._service, self._kept, self._check)
-                self._at = time.monotonic()
+                first, self._asked = not self._asked, True
                 if found is not None or first:
                     self._config = deep_merge(self._defaults, found.config if found else {})
                     self.source, self.version = source, found.version if found else ""
         return deep_merge({}, self._config)
 
 
-async def keep_registered(hub: Hub, about: Mapping[str, Any], every_s: float) -> None:
-    """Registers and sends heartbeats for ever, as well as it can: a hub that does not take them changes nothing."""
+async def keep_registered(hub: Hub, about: Mapping[str, Any], status: Callable[[], str], every_s: float) -> None:
+    """Registers, then sends heartbeats with the `status` of the moment for ever, as well as it can: a hub that does not
+    take them changes nothing."""
     registered = False
     while True:
         with contextlib.suppress(HubError):
@@ -222,7 +237,7 @@ async def keep_registered(hub: Hub, about: Mapping[str, Any], every_s: float) ->
                 beat = {
                     "service_name": about["name"],
                     "instance_id": about["metadata"]["instance_id"],
-                    "status": "healthy",
+                    "status": status(),
                     "timestamp": round(time.time() * 1000),
                     "metrics": {},
                 }

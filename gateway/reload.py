@@ -20,7 +20,7 @@ from nats.aio.msg import Msg
 from gateway.config import SERVICE, ConfigurationError, Settings, described, layered, version_of
 from gateway.guarded import cancelled
 from gateway.http_guard import is_unspecified
-from gateway.hub import Hub, HubConfig, HubError, HubUnreadable, LastGood, keep_registered, obtain, read_answer
+from gateway.hub import UPDATED, Hub, HubConfig, HubError, HubUnreadable, LastGood, keep_registered, obtain, read_answer
 from gateway.settings_table import ABOUT
 from gateway.variables import VARIABLES
 from ledger.account_events import ConfigurationAccepted, ConfigurationRefused
@@ -117,9 +117,15 @@ class HubSettings:
         return self.settings
 
     async def follow(
-        self, ledger: Ledger, connection: Client, use: Callable[[Settings], None], build: str, url: str
+        self,
+        ledger: Ledger,
+        connection: Client,
+        use: Callable[[Settings], None],
+        about: Mapping[str, Any],
+        status: Callable[[], str],
     ) -> None:
-        """Records what is in force, then hears of every change. `url`: where the service listens."""
+        """Records what is in force, then hears of every change. The hub is told `about` the service, and its
+        `status`."""
         self._ledger, self._use = ledger, use
         if self._refused is not None:
             version, errors = self._refused
@@ -130,9 +136,9 @@ class HubSettings:
         )
         if self._hub is None:
             return
-        await connection.subscribe(f"config.update.{SERVICE}", cb=self._hear, pending_msgs_limit=MAX_HEARD)
-        about = registration(url, build, self.settings.instance_id)
-        for work in (self._run(), self._poll(self._hub), keep_registered(self._hub, about, HEARTBEAT_S)):
+        await connection.subscribe(UPDATED + SERVICE, cb=self._hear, pending_msgs_limit=MAX_HEARD)
+        registered = keep_registered(self._hub, about, status, HEARTBEAT_S)
+        for work in (self._run(), self._poll(self._hub), registered):
             self._tasks.append(asyncio.create_task(work, name="hub"))
 
     async def stop(self) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from itertools import chain, repeat
 from typing import Any
 
 import nats
@@ -53,6 +54,25 @@ async def test_the_hub_is_asked_once_as_long_as_the_answer_is_fresh_and_its_loss
         assert (await always.get_config())["a"] == 2
         hub.answer = broken
         assert ((await always.get_config())["a"], always.version) == (2, "v2")
+
+
+async def test_a_change_told_over_nats_counts_at_once_and_what_the_message_says_does_not(tmp_path):
+    with nats_server(tmp_path) as bus:
+        async with any_hub() as hub:
+            hub.answer = saying({"config": {"a": 1}, "version": "v1"})
+            client = ConfigClient(SERVICE, DEFAULTS, url=hub.url, kept_in=tmp_path, cache_s=3600)
+            connection = await nats.connect(bus.url)
+            await client.follow(connection)
+            await connection.flush()
+            assert (await client.get_config())["a"] == 1
+            hub.answer = saying({"config": {"a": 2}, "version": "v2"})
+            assert (await client.get_config())["a"] == 1
+            await connection.publish(f"config.update.{SERVICE}", b'{"config":{"a":3},"version":"v3"}')
+            async with asyncio.timeout(PATIENCE_S):
+                while (found := (await client.get_config())["a"]) == 1:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            assert found == 2
+            await connection.close()
 
 
 # --- hubs that are slow, broken, or lie ------------------------------------------------------------------------------
@@ -156,26 +176,27 @@ async def test_registration_goes_on_trying_whatever_the_hub_does_and_begins_agai
     async with any_hub() as hub:
         heard: asyncio.Queue[str] = asyncio.Queue()
         statuses = iter([500, 200, 200, 500, 404, 200])
+        standing = chain(["healthy", "degraded", "unhealthy"], repeat("starting"))
 
         async def answer(request: web.Request) -> web.StreamResponse:
             body = await request.json()
-            heard.put_nowait(request.path.rpartition("/")[2])
+            heard.put_nowait(body.get("status") or request.path.rpartition("/")[2])
             if request.path.endswith("heartbeat"):
-                assert (body["service_name"], body["instance_id"], body["status"]) == (SERVICE, "1", "healthy")
+                assert (body["service_name"], body["instance_id"]) == (SERVICE, "1")
                 assert abs(body["timestamp"] - time.time() * 1000) < 60_000
             return web.Response(status=next(statuses, 200))
 
         hub.answer = answer
-        task = asyncio.create_task(keep_registered(Hub(hub.url), ME, 0.01))
+        task = asyncio.create_task(keep_registered(Hub(hub.url), ME, lambda: next(standing), 0.01))
         async with asyncio.timeout(PATIENCE_S):
             assert [await heard.get() for _ in range(6)] == [
-                "register", "register", "heartbeat", "heartbeat", "heartbeat", "register",
+                "register", "register", "healthy", "degraded", "unhealthy", "register",
             ]  # fmt: skip
             await hub.stop()
             while not heard.empty():
                 heard.get_nowait()
             await hub.start()
-            assert await heard.get() == "heartbeat"
+            assert await heard.get() == "starting"
         task.cancel()
 
 
