@@ -112,7 +112,7 @@ class Alerts:
         except LedgerError:
             # Nothing can be recorded any more, and the service is about to say why: the line alone remains.
             fields = {"kind": alert.kind, "text": alert.text, "order_id": alert.order_id or None}
-            log.error("alert", **fields, recorded=False)  # noqa: TRY400
+            log.error("alert", **fields, correlation_id=correlation_id or None, recorded=False)  # noqa: TRY400
 
     # --- what the ledger tells ----------------------------------------------------------------------------------
 
@@ -159,7 +159,7 @@ class Alerts:
 
     def _unknown(self, recorded: Recorded, envelope: Envelope) -> None:
         assert isinstance(envelope.data, OutcomeUnknown)
-        self._ask_later(_order(recorded), envelope.data.attempt)
+        self._ask_later(_order(recorded), envelope.data.attempt, envelope.correlation_id)
 
     def _anomaly(self, recorded: Recorded, envelope: Envelope) -> None:
         assert isinstance(envelope.data, AnomalyDetected)
@@ -167,12 +167,12 @@ class Alerts:
         if envelope.data.kind == UNRESOLVED and order is not None:
             self._told_unresolved.add((order.order_id, order.attempt))
 
-    def _ask_later(self, order_id: str, attempt: int) -> None:
+    def _ask_later(self, order_id: str, attempt: int, correlation_id: str = "") -> None:
         delay_s = self._settings.unresolved_alert_s
         if delay_s:
-            asyncio.get_running_loop().call_later(delay_s, self._still_unknown, order_id, attempt)
+            asyncio.get_running_loop().call_later(delay_s, self._still_unknown, order_id, attempt, correlation_id)
 
-    def _still_unknown(self, order_id: str, attempt: int) -> None:
+    def _still_unknown(self, order_id: str, attempt: int, correlation_id: str) -> None:
         order, key = self._ledger.order(order_id), (order_id, attempt)
         if order is None or order.status is not Status.UNKNOWN or order.attempt != attempt:
             self._told_unresolved.discard(key)
@@ -184,7 +184,7 @@ class Alerts:
             f"attempt {attempt} has been unknown for {self._settings.unresolved_alert_s:g} s: "
             f"look at the broker, then `order-ledger resolve {order_id} --as found|absent|abandoned`"
         )
-        self._append(AlertRaised(kind=UNRESOLVED, text=text, order_id=order_id, symbol=order.symbol))
+        self._append(AlertRaised(kind=UNRESOLVED, text=text, order_id=order_id, symbol=order.symbol), correlation_id)
 
 
 def _order(recorded: Recorded) -> str:

@@ -11,6 +11,7 @@ from gateway.halts import OPERATOR
 from gateway.slippage import pips_worse
 from gateway.watch import Watch
 from ledger.account_events import AlertRaised
+from ledger.events import decode
 from ledger.order_events import OrderFilled
 from ledger.writer import Cause
 from tests.decider import answer, check, deal, evidence, start, unknown
@@ -96,6 +97,18 @@ async def test_the_line_of_an_order_has_its_correlation_id(tmp_path, price):
         assert [one["correlation_id"] for one in lines] == ["c-9", "c-9"]
 
 
+async def test_an_alert_that_cannot_be_recorded_is_a_line_still(tmp_path):
+    async with desk(tmp_path) as d:
+        alerts = Alerts(d.ledger, d.settings)
+        await d.ledger.close()
+        with capture_logs() as lines:
+            alerts.raise_(AlertRaised(kind="slippage", text="far off", order_id="o-1"), correlation_id="c-9")
+        assert lines == [
+            {"event": "alert", "log_level": "error", "kind": "slippage", "text": "far off", "order_id": "o-1"}
+            | {"correlation_id": "c-9", "recorded": False}
+        ]
+
+
 async def test_a_storm_of_one_kind_is_told_at_once_and_then_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "EVERY_S", 0.2)
     async with desk(tmp_path, SLOW_BROKER_S="0.001") as d:
@@ -110,9 +123,12 @@ async def test_a_storm_of_one_kind_is_told_at_once_and_then_counted(tmp_path, mo
 async def test_an_outcome_that_stays_unknown_alerts_once_also_after_a_restart(tmp_path):
     async with desk(tmp_path, UNRESOLVED_ALERT_S="0.05") as d:
         await watching(d)
-        await d.order("o-1", check(), start(1), unknown())
+        await d.order("o-1", check(), start(1))
+        await d.ledger.execute("o-1", unknown(), Cause(actor="broker", correlation_id="c-9")).durable
         await d.order("o-2", check(), start(1), unknown(), evidence())
         await until(lambda: raised(d))
+        told = [decode(one) for one in d.store.stream("account/7")][-1]
+        assert (told.data, told.correlation_id) == (raised(d)[0], "c-9")
         assert [(one.kind, one.order_id) for one in raised(d)] == [("unresolved_outcome", "o-1")]
         assert "order-ledger resolve o-1" in raised(d)[0].text
     async with desk(tmp_path, UNRESOLVED_ALERT_S="0.05") as d:

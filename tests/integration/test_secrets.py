@@ -70,6 +70,10 @@ LOGINS = {
 ASKED = (
     "broker.query.account", "broker.query.positions", "$SRV.INFO.mt5-connector", "$SRV.STATS.mt5-connector",
 )  # fmt: skip
+PATHS = (
+    "/health", "/readyz", "/metrics", "/openapi.json", "/api/v1/orders", "/api/v1/orders/demo-01",
+    "/api/v1/orders/demo-01?stored=true", "/api/v1/positions", "/api/v1/verification",
+)  # fmt: skip
 DOCTOR = (["doctor", "--json"], ["doctor", "--checklist"])
 COMMANDS = (["verify", "--json"], ["orders", "--json"], ["history", "demo-01", "--json"], ["sql", "SELECT 1"])
 
@@ -153,7 +157,7 @@ def test_no_secret_is_in_any_file_event_message_log_answer_or_argument(tmp_path,
             service.start()
             seen = {"output": service.output.encode(), "arguments": arguments(service.pid)}
             seen["messages"] = asyncio.run(talk(url, settings))
-            for path in ("/health", "/readyz", "/metrics", "/openapi.json", "/api/v1/orders", "/api/v1/orders/demo-01"):
+            for path in PATHS:
                 for name in (None, "AUDITOR_TOKENS", "OPERATOR_TOKENS"):
                     headers = {"Authorization": f"Bearer {MARKS[name]}"} if name else {}
                     answer = requests.get(service.info["http_url"] + path, headers=headers, timeout=20)
