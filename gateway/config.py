@@ -26,6 +26,7 @@ from ledger.plan import Policy
 DEFAULT_DATA: Final = "./.order-ledger"
 CONFIG_FILE: Final = "config.toml"
 SERVICE: Final = "mt5-connector"
+SERVICE_PORT: Final = 8014
 OFF: Final = "off"
 
 
@@ -47,7 +48,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     central_hub_timeout_s: float = 3.0
     central_hub_poll_s: float = 300.0
     service_host: str = "127.0.0.1"
-    service_port: int = 8014
+    service_port: int = SERVICE_PORT
     roles: tuple[str, ...] = ROLES
     real_time: str = "auto"
 

@@ -13,14 +13,15 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from gateway.communications import CommunicationLog
-from gateway.config import OFF, Settings
+from gateway.config import OFF, SERVICE_PORT, Settings
 from gateway.connection import Connection
+from gateway.embedded import free_port
 from gateway.exposition import Exposition, Readings, SinkReading
 from gateway.guarded import cancelled
 from gateway.health import HealthBook, Part, Standing, State
 from gateway.http import HttpServer
 from gateway.http_api import Api
-from gateway.http_guard import Tokens
+from gateway.http_guard import Tokens, is_loopback
 from gateway.metrics import Metrics
 from gateway.reader import ReaderSettings
 from gateway.reading import Reader
@@ -93,7 +94,7 @@ class Observation:
             tokens,
             clock,
             host=settings.service_host,
-            port=settings.service_port,
+            port=_port(settings),
             requests_per_s=settings.http_requests_per_s,
         )
         self._traces: Traces | None = None
@@ -302,3 +303,11 @@ def _standing(ledger: Ledger) -> Standing:
         head_seq=ledger.tail.newest,
         halts=[halt.source for halt in ledger.account.halts],
     )
+
+
+def _port(settings: Settings) -> int:
+    """One that was chosen is kept or refused. The usual one, embedded, gives way to a free one where it is taken, as
+    those of the other parts do."""
+    if settings.service_port == SERVICE_PORT and settings.mode == "embedded" and is_loopback(settings.service_host):
+        return free_port(SERVICE_PORT)
+    return settings.service_port

@@ -1,11 +1,14 @@
 """The HTTP interface: who may ask what, what it answers, and what hostile requests do to it."""
 
 import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
 from random import Random
 
 import pytest
 
-from gateway.config import ConfigurationError, load
+from gateway.config import SERVICE_PORT, ConfigurationError, load
 from gateway.embedded import StartFailed
 from gateway.health import Part
 from gateway.http import MAX_CONNECTIONS
@@ -297,11 +300,26 @@ def test_a_token_that_is_easy_to_guess_is_refused_and_not_shown():
     assert "hunter2" not in str(refused.value)
 
 
+@contextlib.contextmanager
+def taken(port: int) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # by another program already
+            stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        yield
+
+
+async def test_the_usual_port_gives_way_where_it_is_taken(tmp_path):
+    with taken(SERVICE_PORT):
+        async with http_server(tmp_path, SERVICE_PORT=str(SERVICE_PORT)) as http:
+            assert not http.url.endswith(f":{SERVICE_PORT}")
+            assert (await http.ask("/livez"))[0] == 200
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 async def test_a_port_that_is_taken_is_a_clear_error(tmp_path, host):
     async with http_server(tmp_path) as http:
         port = http.url.rpartition(":")[2]
-        taken = {"SERVICE_HOST": host, "SERVICE_PORT": port, "OPERATOR_TOKENS": OPERATOR}
+        named = {"SERVICE_HOST": host, "SERVICE_PORT": port, "OPERATOR_TOKENS": OPERATOR}
         with pytest.raises(StartFailed, match=f"cannot listen on SERVICE_HOST {host}, SERVICE_PORT {port}"):
-            async with http_server(tmp_path, **taken):
+            async with http_server(tmp_path, **named):
                 pass
