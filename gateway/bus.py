@@ -338,6 +338,7 @@ class OrderBus:
                 await one
         except LedgerError:
             return  # not durable, not acknowledged
+        await asyncio.sleep(0)  # what else waits for this commit comes first: a call to the broker
         try:
             for number, message in enumerate(messages):
                 if number in poison:

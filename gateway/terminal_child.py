@@ -282,7 +282,7 @@ def _connected(parent: Parent, call: Connect) -> Mt5Session | None:
         if settings.role == "trade":
             _obtain_lock(parent, settings)
         session = Mt5Session(
-            load_module(settings, share_cpu=settings.role == "trade"),
+            load_module(settings, share_cpu=True),
             login=settings.login,
             password=call.password,
             server=settings.server,

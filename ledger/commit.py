@@ -47,7 +47,6 @@ class Committer:
             # events there is work for the loop meanwhile.
             with contextlib.suppress(LedgerUnavailable):  # the thread repeats it, and says what is wrong if it stays
                 self._store_once(records)
-                await asyncio.sleep(0)
                 return
         await self._in_thread(lambda: self._store_once(records))
 

@@ -347,6 +347,7 @@ class Ledger:
                     self._soon = None
                 if self._queue:
                     await self._commit(self._take())
+                    await asyncio.sleep(0)  # a commit may have waited for nothing, and others want their turn
                 # What came meanwhile without haste waits for its companion again, unless the batch was full.
                 if not self._queue:
                     self._wake.clear()

@@ -372,7 +372,7 @@ def test_time_limits_mean_the_same_moment_in_every_process() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no CPU can be chosen here")
-async def test_the_trading_child_and_its_simulated_broker_share_a_cpu_and_nobody_else_is_kept_on_it(
+async def test_the_children_and_their_simulated_broker_share_a_cpu_and_nobody_else_is_kept_on_it(
     folder: Path, make: Make
 ) -> None:
     ours = os.sched_getaffinity(0)
@@ -384,5 +384,5 @@ async def test_the_trading_child_and_its_simulated_broker_share_a_cpu_and_nobody
     shared = os.sched_getaffinity(terminal.pid)
     assert len(shared) == 1
     assert shared <= ours
-    assert os.sched_getaffinity(address.pid) == shared
-    assert os.sched_getaffinity(0) == os.sched_getaffinity(query.pid) == ours
+    assert os.sched_getaffinity(address.pid) == os.sched_getaffinity(query.pid) == shared
+    assert os.sched_getaffinity(0) == ours
