@@ -27,10 +27,20 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     folder: Path | None = None
 
 
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """Of a rebuild, MB. `ours_mb`: the peak of a process that does all of it but the engine's work, with its Python;
+    `engine_mb`: what the peak of the whole, `peak_mb`, is above that, so the embedded engine with its program."""
+
+    peak_mb: float
+    ours_mb: float
+    engine_mb: float
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine
     events: int
     sinks: tuple[Mirrored, ...]
+    rebuild_memory: Memory
     orders_per_s: float
     live: Live | None
 
@@ -44,14 +54,22 @@ def bench_projections(plan: Plan, meter: Meter) -> Result:
         found, place = machine(), SqlitePlace(folder)
         meter.begin("building a ledger", plan.events)
         asyncio.run(fill(place.fresh(), plan.events, meter))
-        sinks = []
-        for kind in ("rebuild", "audit", *(("kafka",) if plan.kafka else ())):
+        measured = {}
+        for kind in ("rebuild", "rows", "audit", *(("kafka",) if plan.kafka else ())):
             meter.begin(kind, 1)
             with _child(kind, place, folder, plan.kafka) as child:
-                sinks.append(msgspec.json.decode(child.communicate(timeout=LIMIT_S)[0], type=Mirrored))
+                measured[kind] = msgspec.json.decode(child.communicate(timeout=LIMIT_S)[0], type=Mirrored)
             meter.step()
         live = _live(plan, place, folder, meter) if plan.orders_per_s else None
-    return Result(machine=found, events=sinks[0].events, sinks=tuple(sinks), orders_per_s=plan.orders_per_s, live=live)
+    whole, ours = measured["rebuild"].peak_mb, measured.pop("rows").peak_mb
+    return Result(
+        machine=found,
+        events=measured["rebuild"].events,
+        sinks=tuple(measured.values()),
+        rebuild_memory=Memory(peak_mb=whole, ours_mb=ours, engine_mb=round(whole - ours, 1)),
+        orders_per_s=plan.orders_per_s,
+        live=live,
+    )
 
 
 def _live(plan: Plan, place: SqlitePlace, folder: Path, meter: Meter) -> Live:

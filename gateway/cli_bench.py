@@ -296,9 +296,14 @@ def projections(events: int, kafka: str, rate: float, seconds: float, data: Path
         return
     for one in found.sinks:
         click.echo(
-            f"{one.sink}: {one.events:,} events in {one.seconds:.1f} s, {one.events_per_s:,} events/s, "
+            f"{one.sink}: {one.events:,} events in {one.seconds:.1f} s, {one.events_per_s:,.0f} events/s, "
             f"{one.cpu_us_per_event} us CPU per event, peak memory {one.peak_mb:.0f} MB"
         )
+    memory = found.rebuild_memory
+    click.echo(
+        f"memory of the rebuild: {memory.peak_mb:.0f} MB, of which {memory.ours_mb:.0f} MB are ours (a process that "
+        f"makes the same rows without the engine) and {memory.engine_mb:.0f} MB the embedded engine's"
+    )
     if found.live is not None:
         live = found.live
         click.echo(

@@ -97,7 +97,10 @@ class Layout(msgspec.Struct, frozen=True):
 
 
 class _Ack(msgspec.Struct):
+    """`duplicate`: nothing was stored, the stream took a message of this id before, as `seq`."""
+
     seq: int = 0
+    duplicate: bool = False
     error: dict[str, Any] | None = None
 
 
@@ -111,7 +114,7 @@ class _Publisher:
         self._connection = connection
         self._prefix = ""
         self._number = 0
-        self._waiting: dict[str, asyncio.Future[int]] = {}
+        self._waiting: dict[str, asyncio.Future[_Ack]] = {}
 
     async def open(self) -> None:
         if not self._prefix:
@@ -120,11 +123,11 @@ class _Publisher:
             self._prefix = prefix
         self._waiting.clear()
 
-    async def publish(self, subject: str, payload: bytes, headers: dict[str, str]) -> "asyncio.Future[int]":
-        """The future of the message's sequence in its stream. It fails with OutboxUnavailable."""
+    async def publish(self, subject: str, payload: bytes, headers: dict[str, str]) -> "asyncio.Future[_Ack]":
+        """The future of the acknowledgement. It fails with OutboxUnavailable."""
         self._number += 1
         reply = f"{self._prefix}.{self._number}"
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[_Ack] = asyncio.get_running_loop().create_future()
         self._waiting[reply] = future
         await self._connection.publish(subject, payload, reply=reply, headers=headers)
         return future
@@ -140,7 +143,7 @@ class _Publisher:
         if ack.error is not None:
             future.set_exception(OutboxUnavailable(f"NATS: {ack.error.get('description')}"))
         else:
-            future.set_result(ack.seq)
+            future.set_result(ack)
 
 
 _ack_decoder: Final = msgspec.json.Decoder(_Ack)
@@ -151,6 +154,7 @@ class Outbox:
 
     It does not wait for the acknowledgement of one batch before it publishes the next: the chain of expected
     sequences makes a message impossible whose predecessor is missing. `on_failure` is called when one was not taken.
+    Only the first behind a position waits alone: the stream may have had it before, and then the chain does not grow.
     """
 
     name = "nats"
@@ -178,12 +182,14 @@ class Outbox:
         self._on_failure = on_failure
         self._sequence = 0  # of the last message in the stream, those on their way included
         self._traced: dict[str, str] = {}  # by stream: the traceparent of the order's request
-        self._last_id = ""  # of the last message published since the position was found
+        self._acknowledged = 0  # sequence of the newest message that NATS acknowledged to this process
+        self._last_id = ""  # of the last message published since the position was found; empty: none was stored yet
         self._published = 0  # seq of the newest event that the stream was found to hold
-        self._waiting: deque[tuple[asyncio.Future[int] | Position, float]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[_Ack] | Position, float]] = deque()
         self._position = Position(0, "")
-        self._settled = Position(0, "")
+        self._settled = self._saved = Position(0, "")
         self._cursor_at = 0.0
+        self._saving: asyncio.Task[None] | None = None
         self._standing: OrderedDict[tuple[str, int], Outgoing | None] = OrderedDict()
 
     async def open(self) -> None:
@@ -230,16 +236,24 @@ class Outbox:
             elif entry.done():
                 if (error := entry.exception()) is not None:
                     raise error
+                if entry.result().duplicate:
+                    raise OutboxUnavailable("NATS had this message already: what followed it counted on one more")
+                self._acknowledged = entry.result().seq
             elif time.monotonic() - since > ACK_S:
                 raise OutboxUnavailable(f"NATS did not acknowledge a message within {ACK_S:g} s")
             else:
-                return
+                break
             waiting.popleft()
+        # In a quiet time no batch comes that would save it, and the stream forgets its messages after a while.
+        if self._settled != self._saved and self._is_cursor_due() and (self._saving is None or self._saving.done()):
+            self._saving = asyncio.create_task(self._save_quietly(), name="outbox cursor")
 
     async def close(self) -> None:
         # What is not acknowledged by then is found by the header of the last message at the next start.
         with contextlib.suppress(nats.errors.Error, OSError):
             async with asyncio.timeout(CLOSE_S):
+                if self._saving is not None:
+                    await self._saving
                 await self._settle(0)
                 await self._save_cursor()
 
@@ -305,11 +319,12 @@ class Outbox:
             entry = await self._kv.get(_CURSOR)
             if entry.value:
                 cursor = msgspec.json.decode(entry.value, type=Position)
-        if not info.state.messages:
-            return cursor
-        newest = await self._newest_of_ours(info.state.first_seq)
+        self._saved = cursor or Position(0, "")
+        newest = await self._newest_of_ours(info.state.first_seq) if info.state.messages else None
         if newest is None:
-            return cursor
+            # This process may know better than the cursor, unless the stream lost what it had acknowledged.
+            kept = info.state.last_seq >= self._acknowledged
+            return self._settled if kept and self._settled.seq > (cursor.seq if cursor else 0) else cursor
         self._published, behind = newest
         return cursor if cursor is not None and cursor.seq >= behind.seq else behind
 
@@ -337,23 +352,11 @@ class Outbox:
             made = await self._message(recorded, envelope)
             if made is None:
                 continue
-            headers = {
-                "Nats-Msg-Id": envelope.event_id,
-                "Nats-Expected-Last-Sequence": str(self._sequence),
-                SEQ: str(recorded.seq),
-                POSITION: position,
-            }
-            if self._last_id:
-                # The sequence alone would let this one pass in the place of a stranger after its predecessor failed.
-                headers["Nats-Expected-Last-Msg-Id"] = self._last_id
-            self._last_id = envelope.event_id
+            headers = {"Nats-Msg-Id": envelope.event_id, SEQ: str(recorded.seq), POSITION: position}
             traceparent = self._traceparent(recorded, envelope)
             if traceparent:
                 headers["traceparent"] = traceparent
-            self._sequence += 1
-            future = await self._publisher.publish(self._layout.place(made.subject), encode(made.message), headers)
-            future.add_done_callback(self._told)
-            self._waiting.append((future, time.monotonic()))
+            await self._publish(self._layout.place(made.subject), encode(made.message), headers)
             if len(self._waiting) >= WINDOW:
                 await self._settle(WINDOW // 2)
         data = batch.envelopes[-1].data
@@ -361,12 +364,38 @@ class Outbox:
         self._position = Position(batch.records[-1].seq, data.digest)
         self._waiting.append((self._position, 0.0))
         self.check()
-        if time.monotonic() - self._cursor_at > CURSOR_EVERY_S:
+        if self._is_cursor_due():
             await self._save_cursor()
 
-    def _told(self, future: "asyncio.Future[int]") -> None:
+    async def _publish(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
+        """Chains a message to the last one."""
+        headers["Nats-Expected-Last-Sequence"] = str(self._sequence)
+        if self._last_id:
+            # The sequence alone would let this one pass in the place of a stranger after its predecessor failed.
+            headers["Nats-Expected-Last-Msg-Id"] = self._last_id
+        future = await self._publisher.publish(subject, payload, headers)
+        if self._last_id:
+            future.add_done_callback(self._told)
+            self._waiting.append((future, time.monotonic()))
+        else:
+            ack = await asyncio.wait_for(future, ACK_S)
+            if ack.duplicate:
+                await self._check_duplicate(ack.seq, payload)
+                return
+            self._acknowledged = ack.seq
+        self._sequence += 1
+        self._last_id = headers["Nats-Msg-Id"]
+
+    async def _check_duplicate(self, sequence: int, payload: bytes) -> None:
+        """NATS knows the id: the message went out before the position that was found, and may be gone from the stream
+        since. Raises OutboxUnavailable when a stranger took the id: it is free again after the stream's window."""
+        with contextlib.suppress(nats.js.errors.NotFoundError):
+            if (await self._js.get_msg(self._stream, seq=sequence)).data != payload:
+                raise OutboxUnavailable(f"message {sequence} of {self._stream} is not ours, but has the id of our next")
+
+    def _told(self, future: "asyncio.Future[_Ack]") -> None:
         """An acknowledgement came. A failure is not kept until the next batch: the follower is woken to see it."""
-        if not future.cancelled() and future.exception() is not None:
+        if not future.cancelled() and (future.exception() is not None or future.result().duplicate):
             self._on_failure()
             return
         with contextlib.suppress(OutboxUnavailable):
@@ -386,10 +415,18 @@ class Outbox:
                     await asyncio.wait((entry,))
                 self.check()
 
+    def _is_cursor_due(self) -> bool:
+        return time.monotonic() - self._cursor_at > CURSOR_EVERY_S
+
     async def _save_cursor(self) -> None:
-        if self._kv is not None and self._settled.seq:
-            await self._kv.put(_CURSOR, msgspec.json.encode(self._settled))
-            self._cursor_at = time.monotonic()
+        settled = self._settled
+        if self._kv is not None and settled.seq:
+            await self._kv.put(_CURSOR, msgspec.json.encode(settled))
+            self._saved, self._cursor_at = settled, time.monotonic()
+
+    async def _save_quietly(self) -> None:
+        with contextlib.suppress(nats.errors.Error, TimeoutError):  # it is due again at the next look
+            await self._save_cursor()
 
     def _traceparent(self, recorded: Recorded, envelope: Envelope) -> str:
         """Of the message that caused the event; for what follows from an order's request, of that message. It is not

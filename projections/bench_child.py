@@ -1,14 +1,19 @@
 """One measurement of `order-ledger bench projections`, in a process of its own, so that its memory is its own.
 
-`python -m projections.bench_child rebuild|audit|kafka|live LEDGER_URL FOLDER [BROKERS]` prints one line of JSON. `live`
-follows as the service does, until its stdin ends; each byte there says that there may be more.
+`python -m projections.bench_child rebuild|rows|audit|kafka|live LEDGER_URL FOLDER [BROKERS]` prints one line of JSON.
+`rows` is a rebuild whose blocks are dropped instead of inserted, in a process that never loads the engine: its peak
+is our part of the memory of `rebuild`. The engine's own accounting would not tell the rest: it leaves out its program,
+what its allocator keeps, and its threads. `live` follows as the service does, until its stdin ends; each byte there
+says that there may be more.
 """
 
 import asyncio
+import gc
 import os
 import sys
 import threading
 import time
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -19,9 +24,11 @@ from ledger.events import LedgerCreated, event_of
 from ledger.store import EventStore, open_store
 from projections.audit_files import AuditFilesSink
 from projections.clickhouse import ClickHouseSink, Target
+from projections.digest import batches_of
+from projections.feed import Feed
 from projections.follower import Batch, Follower, Pace, Position, Sink
 from projections.measure import Mirrored, mirror, peak_mb
-from projections.rebuild import rebuild_alone
+from projections.rebuild import FOLDED, Inserts, rebuild_alone
 from projections.settings import ProjectionSettings
 from projections.source import StoreSource
 
@@ -79,6 +86,48 @@ def rebuilt(store: EventStore, folder: Path, ledger_id: str) -> Mirrored:
     )
 
 
+class _Dropped(ClickHouseSink):
+    """Keeps each insert until the next one, as long as a slow engine would."""
+
+    def __init__(self, folder: Path, ledger_id: str) -> None:
+        super().__init__(Target(path=str(folder / "none")), ledger_id)
+        self._kept: list[bytes] = []
+
+    def insert_blocks(self, blocks: dict[str, list[bytes]]) -> None:
+        self._kept = [b"".join(one) for one in blocks.values()]
+
+
+def _no_folds(account: str, ids: Sequence[int], seq: int) -> Iterable[str]:
+    raise SystemExit(f"positions {ids} are older than event {seq}: only the tables could tell them")
+
+
+def made(store: EventStore, folder: Path, ledger_id: str) -> Mirrored:
+    """As `Rebuild` reads, folds and packs a ledger in which no position is older than the orders at hand."""
+    import clickhouse_connect  # noqa: F401  # the client is ours, the engine is not
+
+    inserts, feed, last = Inserts(_Dropped(folder, ledger_id)), Feed(store.streams, _no_folds), 0
+    began, cpu = time.perf_counter(), time.process_time()
+    gc.disable()
+    for batch in batches_of(store.scan(), FOLDED):
+        last = batch.position.seq
+        inserts.add(feed.rows(batch), last, lambda _: None)
+    inserts.settle()
+    gc.enable()
+    inserts.close()
+    took_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu
+    if "chdb" in sys.modules:
+        raise SystemExit("the engine was loaded where it is left out")
+    return Mirrored(
+        sink="rows",
+        events=last,
+        batches=0,
+        seconds=round(took_s, 3),
+        events_per_s=round(last / took_s),
+        cpu_us_per_event=round(cpu_s / last * 1e6, 1),
+        peak_mb=round(peak_mb(), 1),
+    )
+
+
 async def _prepare(sink: Sink) -> None:
     await sink.open()
     await sink.close()
@@ -128,6 +177,8 @@ def measured(kind: str, url: str, folder: Path, brokers: str) -> Mirrored | Live
         raise SystemExit(f"no ledger in {url}")
     if kind == "rebuild":
         return rebuilt(store, folder, created.ledger_id)
+    if kind == "rows":
+        return made(store, folder, created.ledger_id)
     if kind == "live":
         return asyncio.run(followed(store, folder, created.ledger_id))
     if kind == "audit":

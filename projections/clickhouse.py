@@ -27,9 +27,17 @@ if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
 T = TypeVar("T")
-_SETTINGS: Final = {"async_insert": 0, "insert_deduplicate": 0, "max_threads": 1, "max_insert_threads": 1}
+# Since ClickHouse 26.2 this one decides and `insert_deduplicate` is not asked; servers before do not know it.
+_DEDUPLICATE: Final = "deduplicate_insert"
+_SETTINGS: Final[dict[str, int | str]] = {
+    "async_insert": 0,
+    "insert_deduplicate": 0,
+    _DEDUPLICATE: "disable",
+    "max_threads": 1,
+    "max_insert_threads": 1,
+}
 # Of the embedded engine: no log of queries (it has none to read), and what only large tables need waits for a merge.
-_EMBEDDED: Final = {
+_EMBEDDED: Final[dict[str, int | str]] = {
     "log_queries": 0,
     "log_profile_events": 0,
     "query_profiler_real_time_period_ns": 0,
@@ -222,9 +230,11 @@ class ClickHouseSink:
             if table.name in blocks:
                 data = b"".join(blocks[table.name])
                 blocks[table.name].clear()
-                self.opened().raw_insert(
-                    self.table(table), list(table.columns), data, settings=self._settings, fmt="Native"
-                )
+                client = self.opened()
+                settings = self._settings
+                if _DEDUPLICATE not in client.server_settings:
+                    settings = {name: value for name, value in settings.items() if name != _DEDUPLICATE}
+                client.raw_insert(self.table(table), list(table.columns), data, settings=settings, fmt="Native")
 
     def table(self, table: Table, suffix: str | None = None) -> str:
         """Its name, with the database."""

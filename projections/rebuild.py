@@ -64,7 +64,7 @@ class Stopped(Exception):
     """The rebuild was told to stop: what is built stays, and the next one goes on there."""
 
 
-class _Inserts:
+class Inserts:
     """Rows on their way into the tables. As blocks they wait for enough others, then a thread inserts them."""
 
     def __init__(self, sink: ClickHouseSink) -> None:
@@ -131,7 +131,7 @@ class Rebuild:
             ClickHouseSink(target, ledger_id, database=database, cluster=cluster, migrate_at_start=False, suffix=SUFFIX)
             for _ in range(2)
         )
-        self._inserts = _Inserts(self._writer)
+        self._inserts = Inserts(self._writer)
         read = folds_of(self._reader.opened, self._reader.table(POSITION_HISTORY), ledger_id)
 
         def folds(account: str, ids: Sequence[int], seq: int) -> Iterable[str]:

@@ -35,10 +35,9 @@ def page(client: Any, database: str) -> str:
         if not columns:  # the database does not tell those of a view that takes parameters
             parts.append(f"Takes a time, UTC: `SELECT * FROM {name}(at = '2026-01-30 12:00:00')`.\n")
             continue
-        commented = any(row[2] for row in columns)
-        parts.append("| column | type | meaning |\n|---|---|---|\n" if commented else "| column | type |\n|---|---|\n")
+        parts.append("| column | type | meaning |\n|---|---|---|\n")
         for column, kind, meaning in columns:
-            cells = (f"`{column}`", f"`{kind}`", *((meaning,) if commented else ()))
+            cells = (f"`{column}`", f"`{kind}`", meaning)
             parts.append("| " + " | ".join(_escaped(cell) for cell in cells) + " |\n")
     return "".join(parts)
 

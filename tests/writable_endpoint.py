@@ -13,10 +13,15 @@ _INSERT = re.compile(rb"\s*INSERT INTO (\S+) (\([^)]*\)) FORMAT Native\s*\n", re
 class WritableSession(Session):
     def _prepare(self, limits: Limits) -> None:
         """Leaves the connection as it is."""
+        self._set: list[str] = []
 
     def check_settings(self, settings: dict[str, str]) -> None:
+        """Those of one request, as on a server: they are undone before the next sets its own."""
+        while self._set:
+            self._call(f"SET {self._set.pop()} = DEFAULT", "TSV", {})
         for name, value in settings.items():
             self._call(f"SET {name} = '{value}'", "TSV", {})
+            self._set.append(name)
 
     def run(self, query: bytes, database: str, default_format: str, params: dict[str, str]) -> Answer:
         self.use(database)

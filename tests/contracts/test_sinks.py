@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from projections.clickhouse import ClickHouseSink, Target, connect
 from projections.digest import TableAgreement, agree_tables
 from projections.follower import Batch, Follower, Pace, Position, Progress, Sink
 from projections.kafka import KafkaSink
+from projections.tables import TABLES
 from tests.engine import engine_path, fresh_database
 from tests.history import History, ListSource, past_of
 from tests.kafka_server import kafka_server
@@ -316,6 +317,84 @@ async def test_a_lost_tail_is_filled_again(clickhouse: ClickHouseStorage, histor
     clickhouse.run("ALTER TABLE {database}.order_events DELETE WHERE seq > 20 SETTINGS mutations_sync = 2")
     await follow(history.records, clickhouse.sink())
     await assert_agrees(clickhouse, history.records)
+
+
+async def test_what_was_lost_is_filled_again_although_the_same_blocks_were_inserted_once(
+    clickhouse: ClickHouseStorage, history: History
+) -> None:
+    """A replicated table remembers the blocks it took, and drops one that it knows: here as a replica would."""
+    sink = clickhouse.sink()
+    await sink.open()
+    for table in TABLES:
+        clickhouse.run(
+            f"ALTER TABLE {{database}}.{table.name} MODIFY SETTING non_replicated_deduplication_window = 100"
+        )
+    await sink.write(Batch(history.records))
+    for table in TABLES:
+        clickhouse.run(f"ALTER TABLE {{database}}.{table.name} DELETE WHERE 1 SETTINGS mutations_sync = 2")
+    await sink.close()
+    assert await position_of(clickhouse) is None
+    await follow(history.records, clickhouse.sink())
+    await assert_agrees(clickhouse, history.records)
+
+
+# A server's profile may say otherwise: an insert brings along what the sink relies on.
+IN_FORCE = {
+    "async_insert": "false",
+    "insert_deduplicate": "false",
+    "deduplicate_insert": "disable",
+    "max_threads": "1",
+    "max_insert_threads": "1",
+}
+IN_FORCE_EMBEDDED = {
+    "log_queries": "false",
+    "log_profile_events": "false",
+    "query_profiler_real_time_period_ns": "0",
+    "query_profiler_cpu_time_period_ns": "0",
+    "materialize_skip_indexes_on_insert": "false",
+}
+
+
+async def settings_in_force(
+    clickhouse: ClickHouseStorage, history: History, sink: ClickHouseSink, names: Iterable[str]
+) -> dict[str, dict[str, str]]:
+    """By table: the settings of its insert, written down with it by the engine itself."""
+    tables = ("executions", "orders", "positions", "position_history", "order_events")
+    await sink.open()
+    told = ", ".join(f"toString(getSetting('{name}')) AS {name}" for name in names)
+    for table in tables:
+        clickhouse.run(
+            f"CREATE MATERIALIZED VIEW {{database}}.settings_of_{table} ENGINE = Memory "
+            f"AS SELECT DISTINCT {told} FROM {{database}}.{table}"
+        )
+    await sink.write(Batch(history.records))
+    await sink.close()
+    with clickhouse.client() as client:
+        found = {one: client.query(f"SELECT DISTINCT * FROM {clickhouse.database}.settings_of_{one}") for one in tables}
+    return {table: dict(*rows.named_results()) for table, rows in found.items()}
+
+
+async def test_every_insert_is_under_the_settings_the_sink_relies_on(
+    clickhouse: ClickHouseStorage, history: History
+) -> None:
+    expected = IN_FORCE | (IN_FORCE_EMBEDDED if clickhouse.target.embedded else {})
+    found = await settings_in_force(clickhouse, history, clickhouse.sink(), expected)
+    assert len(found) == 5
+    assert {table: settings for table, settings in found.items() if settings != expected} == {}
+
+
+async def test_a_server_that_does_not_know_a_newer_setting_is_not_given_it(
+    clickhouse: ClickHouseStorage, history: History
+) -> None:
+    def older() -> Any:
+        client = connect(clickhouse.target)
+        del client.server_settings["deduplicate_insert"]
+        return client
+
+    found = await settings_in_force(clickhouse, history, clickhouse.sink(older), IN_FORCE)
+    assert {tuple(one.items()) for one in found.values()} == {
+        tuple((IN_FORCE | {"deduplicate_insert": "enable"}).items())
+    }
 
 
 async def test_two_ledgers_share_the_tables_of_a_server(history: History) -> None:

@@ -15,7 +15,7 @@ from clickhouse_connect.driver.exceptions import DatabaseError
 
 from gateway.simulated import constants as c
 from ledger.account_events import AccountReconciled, Difference, SnapshotTaken, TradingHalted, TradingResumed
-from ledger.commands import OrderCommand, StartSend
+from ledger.commands import OrderCommand, RecordDeals, StartSend
 from ledger.decide import decide
 from ledger.events import account_stream, decode, order_stream
 from ledger.order import Order, evolve
@@ -24,7 +24,7 @@ from ledger.trade import Position as Shown
 from projections.clickhouse import ClickHouseSink, Target
 from projections.digest import batches_of
 from projections.endpoint import Endpoint
-from tests.decider import answer, check, deal, not_sent, receive, start, unknown
+from tests.decider import again, answer, check, deal, not_sent, receive, start, unknown
 from tests.engine import engine_path, fresh_database
 from tests.history import History, past_of
 from tests.trading import Trader
@@ -34,6 +34,14 @@ ACCOUNT = account_stream(5001)
 CENT = Decimal("0.00000001")
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+# Symbol, side, price asked, (volume, price) of each fill, hours later.
+SLIPPED = (
+    ("EURUSD", "sell", "1.1", (("0.1", "1.09997"), ("0.2", "1.0999")), 0),
+    ("EURUSD", "buy", "1.1", (("0.07", "1.10011"), ("0.23", "1.1")), 0),
+    ("EURUSD", "sell", "1.1", (("0.3", "1.10004"),), 1),
+    ("GBPUSD", "buy", "1.3", (("0.3", "1.30001"),), 1),
+)
 
 
 def live(history: History, order_id: str, *commands: OrderCommand) -> None:
@@ -61,6 +69,29 @@ def ledger(folder: Path) -> History:
         request = receive(order_id=order_id, **price)
         dealt = deal(10**6 + number, price=Decimal("1.2"), position_id=900 + number)
         live(history, order_id, request, check(), start(1), answer("success", dealt))
+    # Others with what an average can go wrong by: volumes, sides, fills of one order, and hours.
+    for number, (symbol, side, asked, prices, hour) in enumerate(SLIPPED):
+        order_id = f"slipped-{number}"
+        request = receive(order_id=order_id, symbol=symbol, order_type=side, price=asked)
+        told = [
+            deal(
+                2 * 10**6 + 10 * number + place,
+                volume,
+                symbol=symbol,
+                price=Decimal(price),
+                type=int(side == "sell"),
+                position_id=1900 + number,
+                time_msc=1_772_373_600_123 + hour * 3_600_000,
+            )
+            for place, (volume, price) in enumerate(prices)
+        ]
+        known = {"point": Decimal("0.003"), "broker_utc_offset_s": 7200}
+        sent = start(1, symbol=symbol, type=int(side == "sell"))
+        late = RecordDeals(deals=tuple(told), **known)
+        live(history, order_id, request, check(), sent, answer("success", *told[:1], **known), late)
+    dealt = deal(3 * 10**6, position_id=2900)
+    twice = (start(1), answer("retriable", again=again()), start(2), answer("success", dealt, attempt=2))
+    live(history, "sent-twice", receive(order_id="sent-twice"), check(), *twice)
     live(history, "lost", receive(order_id="lost"), check(), start(1), unknown())
     live(history, "on its way", receive(order_id="away"), check(), start(1))
     live(history, "again", *[receive(order_id="again")] * 3, receive(order_id="again", volume="0.9"))
@@ -176,12 +207,33 @@ async def test_what_each_order_came_to_at_the_broker(audit: Audit, ask: Any) -> 
 
 
 async def test_where_and_when_fills_slipped(audit: Audit, ask: Any) -> None:
-    rows = await ask("SELECT * FROM slippage_by_symbol_and_hour WHERE symbol = 'EURUSD'")
-    # Of the priced orders, 1.1 slipped by 0.1 to our cost and 1.3 by 0.1 to our gain; one asked for no price.
-    assert sum(row["fills"] for row in rows) == 3
-    assert sum(row["worse"] for row in rows) == 1
-    assert sum(row["better"] for row in rows) == 1
-    assert sum(row["average_slippage"] * row["fills"] for row in rows) == 0
+    fills: dict[int, Any] = {}  # by deal: as it was told last, and where it belongs
+    for one, envelope in audit.events:
+        event: Any = envelope.data
+        if one.topic in ("order.filled", "order.partially_filled"):
+            fills[event.deal] = (event, event.broker_time or envelope.recorded_at)
+        elif one.topic == "order.fill_corrected":
+            fills[event.deal] = (event, event.broker_time or fills[event.deal][1])
+    by_place = defaultdict(list)
+    for fill, at in fills.values():
+        if fill.requested_price is not None:
+            worse = (fill.price - fill.requested_price) * (1 if fill.side == "buy" else -1)
+            by_place[fill.symbol, at.replace(minute=0, second=0, microsecond=0)].append((fill, worse))
+    rows = {(row["symbol"], row["hour"]): row for row in await ask("SELECT * FROM slippage_by_symbol_and_hour")}
+    assert rows.keys() == by_place.keys()
+    assert len(rows) >= 3
+    for place, found in by_place.items():
+        row = rows[place]
+        lots = sum(fill.volume for fill, _ in found)
+        average = sum(fill.volume * worse for fill, worse in found) / lots
+        assert (row["fills"], row["lots"]) == (len(found), lots)
+        assert row["average_slippage"] == average.quantize(CENT, ROUND_DOWN)
+        assert row["worse"] == sum(worse > 0 for _, worse in found)
+        assert row["better"] == sum(worse < 0 for _, worse in found)
+        points = [(worse / fill.point).quantize(CENT) for fill, worse in found if fill.point]
+        assert row["worst_points"] == max(points, default=None)
+        mean = (sum(points) / len(points)).quantize(CENT, ROUND_DOWN) if points else None
+        assert row["average_points"] == mean
 
 
 async def test_why_orders_were_rejected_and_how_often(audit: Audit, ask: Any) -> None:
@@ -241,18 +293,31 @@ async def test_what_was_earned_and_what_it_cost(audit: Audit, ask: Any) -> None:
 
 
 async def test_how_long_the_steps_take(audit: Audit, ask: Any) -> None:
-    rows = {row["step"]: row for row in await ask("SELECT * FROM latency_percentiles")}
-    requested: dict[str, datetime] = {}
-    waits = []
+    requested, sent, answered, filled = (dict[str, datetime]() for _ in range(4))
     for one, envelope in audit.events:
+        event: Any = envelope.data
         if one.topic == "order.requested":
             requested[one.stream] = envelope.recorded_at
-        elif one.topic == "order.send_started" and envelope.data.attempt == 1:
-            waits.append((envelope.recorded_at - requested[one.stream]) / timedelta(milliseconds=1))
-    row = rows["1 requested to sent"]
-    assert row["orders"] == len(waits)
-    assert row["max_ms"] == round(max(waits), 3)
-    assert row["p50_ms"] == round(sorted(waits)[len(waits) // 2], 3)
+        elif one.topic == "order.send_started" and event.attempt == 1:
+            sent[one.stream] = envelope.recorded_at
+        elif one.topic == "order.broker_answered":
+            answered[one.stream] = envelope.recorded_at  # the last answer of an order counts
+        elif one.topic == "order.filled":
+            filled[one.stream] = envelope.recorded_at
+    steps = {
+        "1 requested to sent": (requested, sent),
+        "2 sent to answered": (sent, answered),
+        "3 answered to filled": (answered, filled),
+        "4 requested to filled": (requested, filled),
+    }
+    rows = {row["step"]: row for row in await ask("SELECT * FROM latency_percentiles")}
+    assert rows.keys() == steps.keys()
+    for step, (begun, ended) in steps.items():
+        waits = sorted((at - begun[stream]) / timedelta(milliseconds=1) for stream, at in ended.items())
+        row = rows[step]
+        assert (row["orders"], row["max_ms"]) == (len(waits), waits[-1]), step
+        for column, part in (("p50_ms", 0.5), ("p90_ms", 0.9), ("p99_ms", 0.99)):
+            assert row[column] == waits[int(len(waits) * part)], step
 
 
 async def test_which_orders_are_unresolved(audit: Audit, ask: Any) -> None:

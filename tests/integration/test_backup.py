@@ -440,3 +440,49 @@ def test_another_gateway_takes_the_ledger_over_from_one_that_runs(tmp_path):
         records = list(store.scan())
     assert verify(records).ok
     assert "writer.took_over" in {one.topic for one in records}
+
+
+# --- from the audit files of a run ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A data folder that was served for a while, and stopped."""
+
+    async def trade(url: str) -> None:
+        async with Listener(url) as listener:
+            for number in range(3):
+                await listener.send(market_order(f"audited-{number}"))
+                await listener.final(f"audited-{number}")
+            await listener.send(market_order("audited-0"))  # again
+            await listener.send(b"no order")
+
+    with serving(tmp_path_factory.mktemp("served") / "d", CLICKHOUSE_URL="off") as service:
+        asyncio.run(trade(service.info["nats_url"]))
+        service.stop()
+        yield service.folder
+
+
+def test_the_audit_files_of_a_run_restore_its_ledger_byte_for_byte(served, tmp_path):
+    original = events_of(served)
+    done = run_cli("restore", "--from-audit-files", str(served / "audit"), "--data", str(tmp_path / "r"))
+    assert done.returncode == 0, done.stderr
+    assert events_of(tmp_path / "r") == original
+    first, second = done.stdout.splitlines()
+    assert first == f"restored {len(original)} events into {tmp_path / 'r' / 'ledger.db'}, verified"
+    assert second == f"head {verify(original).head}"
+
+
+def test_restoring_from_audit_files_tells_programs_which_ledger_it_is_now(served, tmp_path):
+    original = events_of(served)
+    arguments = ("--from-audit-files", str(served / "audit"), "--data", str(tmp_path / "r"), "--json")
+    done = run_cli("restore", *arguments)
+    told = verify(original)
+    assert orjson.loads(done.stdout) == {
+        "ledger_id": told.ledger_id,
+        "last_seq": len(original),
+        "digest": told.head,
+    }
+    assert orjson.loads(run_cli("verify", "--json", "--data", str(tmp_path / "r")).stdout)["ok"]
+    again = run_cli("restore", *arguments)
+    assert (again.returncode, "is not empty" in again.stderr) == (1, True)

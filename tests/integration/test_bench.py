@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import orjson
 import pytest
@@ -212,6 +214,25 @@ def test_it_tells_how_fast_projections_are_made_and_how_late_live_ones_are(tmp_p
     assert [(one["sink"], one["events"] >= 2000) for one in found["sinks"]] == [("clickhouse", True), ("audit", True)]
     assert min(found["live"]["events"] // 500, found["live"]["p99_ms"], found["live"]["peak_mb"]) > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_it_tells_the_memory_of_a_rebuild_apart_from_its_engines(tmp_path):
+    place = SqlitePlace(tmp_path)
+    asyncio.run(fill(place.fresh(), 2000, Meter(shown=False)))
+    whole, ours = (measured_alone(kind, place.url, tmp_path) for kind in ("rebuild", "rows"))
+    assert whole["events"] == ours["events"] >= 2000
+    assert 0 < ours["peak_mb"] < whole["peak_mb"]
+    done = run_cli("bench", "projections", "--events", "2000", "--rate", "0")
+    peak, of_us, of_engine = re.search(
+        r"memory of the rebuild: (\d+) MB, of which (\d+) MB are ours .* and (\d+) MB the embedded engine's",
+        done.stdout,
+    ).groups()
+    assert abs(int(of_us) + int(of_engine) - int(peak)) <= 1
+
+
+def measured_alone(kind: str, url: str, folder: Path) -> dict[str, float]:
+    command = [sys.executable, "-m", "projections.bench_child", kind, url, str(folder)]
+    return orjson.loads(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
 def test_it_tells_what_orders_feel_of_a_hub_that_is_not_well(tmp_path):

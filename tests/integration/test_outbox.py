@@ -3,14 +3,17 @@
 import asyncio
 import contextlib
 import signal
+import time
 from datetime import UTC, datetime
 
 import nats
 import orjson
 import pytest
+from nats.js.errors import NotFoundError
 
-from gateway.outbox import SUBJECTS, Outbox, OutboxRefused
+from gateway.outbox import STRANGERS, SUBJECTS, Outbox, OutboxRefused
 from ledger.commands import ReceiveOrder
+from ledger.events import BatchSealed, decode
 from ledger.intake import read_order
 from ledger.store import open_store
 from ledger.writer import Cause, Ledger
@@ -164,6 +167,105 @@ async def test_killing_nats_under_way_loses_and_doubles_nothing(tmp_path, server
         server.start()
         await take(ledger, *names[20:])
     assert await held(server) == names
+
+
+# --- a stream that forgets, and a cursor that is behind -------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def jetstream(server):
+    connection = await nats.connect(server.url)
+    try:
+        yield connection.jetstream()
+    finally:
+        await connection.close()
+
+
+async def until(look, is_so):
+    """JetStream tells nobody when it stores and forgets: it is asked."""
+    deadline = time.monotonic() + 20
+    while not is_so(await look()):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+async def state_of(js):
+    return (await js.stream_info("BROKER-7")).state
+
+
+async def expire_all(js):
+    """Lets the stream's retention remove every message, and then keep the next ones for a week again."""
+    config = (await js.stream_info("BROKER-7")).config
+    await js.update_stream(config.evolve(max_age=0.2, duplicate_window=0.2))
+    await until(lambda: state_of(js), lambda state: not state.messages)
+    await js.update_stream(config)
+    with pytest.raises(NotFoundError):
+        await js.get_last_msg("BROKER-7", "broker.>")
+
+
+@pytest.mark.parametrize("happens", ["nothing", "the gateway restarts", "NATS restarts"])
+async def test_when_retention_has_removed_everything_the_next_news_follows_the_last(tmp_path, server, happens):
+    async with opened(tmp_path) as (ledger, store), jetstream(server) as js:
+        async with following(server, ledger, store):
+            await take(ledger, "o-1", "o-2", "o-3")
+            if happens != "the gateway restarts":
+                await until(lambda: state_of(js), lambda state: state.last_seq == 3)
+                await expire_all(js)
+                if happens == "NATS restarts":
+                    server.stop()
+                    server.start()
+                await take(ledger, "o-4")
+        if happens == "the gateway restarts":
+            await expire_all(js)
+            async with following(server, ledger, store, new_ledger=False):
+                await take(ledger, "o-4")
+        state = await state_of(js)
+        assert (state.first_seq, state.last_seq) == (4, 4)
+        assert (await js.get_msg("BROKER-7", seq=4)).headers["Nats-Expected-Last-Sequence"] == "3"
+    assert await held(server) == ["o-4"]
+
+
+async def test_in_a_quiet_time_the_cursor_comes_to_the_head(tmp_path, server):
+    async with opened(tmp_path) as (ledger, store), jetstream(server) as js, following(server, ledger, store):
+        await take(ledger, "o-1", "o-2")
+        bucket = await js.key_value(f"order-ledger-{ledger.ledger_id}")
+        head = await ledger.tail.head()
+        await until(lambda: bucket.get("outbox"), lambda entry: orjson.loads(entry.value)["seq"] == head)
+
+
+@pytest.mark.parametrize("hidden_by", ["a purge", "strangers"])
+async def test_news_that_nats_had_before_is_not_told_twice_and_holds_up_nothing(tmp_path, server, hidden_by):
+    """The acknowledgement `duplicate`: the cursor is behind, as a kill leaves it, and no message shows how far."""
+    async with opened(tmp_path) as (ledger, store), jetstream(server) as js:
+        async with following(server, ledger, store):
+            await take(ledger, "o-1", "o-2", "o-3")
+        bucket = await js.key_value(f"order-ledger-{ledger.ledger_id}")
+        first_seal = next(event for event in map(decode, store.scan()) if isinstance(event.data, BatchSealed))
+        await bucket.put("outbox", orjson.dumps({"seq": first_seal.seq, "digest": first_seal.data.digest}))
+        if hidden_by == "a purge":
+            await js.purge_stream("BROKER-7")
+        else:
+            for _ in range(STRANGERS + 1):
+                await js.publish("broker.order.EURUSD", orjson.dumps({"order_id": "stranger"}))
+        async with following(server, ledger, store, new_ledger=False):
+            await take(ledger, "o-4", "o-5")
+    strangers = [] if hidden_by == "a purge" else ["o-1", "o-2", "o-3", *["stranger"] * (STRANGERS + 1)]
+    assert await held(server) == [*strangers, "o-4", "o-5"]
+
+
+async def test_a_stranger_with_the_id_of_our_next_news_cannot_suppress_it(tmp_path, server):
+    async with opened(tmp_path) as (ledger, store), jetstream(server) as js:
+        async with following(server, ledger, store):
+            await take(ledger, "o-1")
+        config = (await js.stream_info("BROKER-7")).config
+        await js.update_stream(config.evolve(duplicate_window=2))
+        head = await ledger.tail.head()
+        for seq in range(head + 1, head + 4):
+            body = orjson.dumps({"order_id": "stranger"})
+            await js.publish("broker.order.EURUSD", body, headers={"Nats-Msg-Id": f"{ledger.ledger_id}:{seq}"})
+        async with following(server, ledger, store):
+            await take(ledger, "o-2")
+    assert await held(server) == ["o-1", *["stranger"] * 3, "o-2"]
 
 
 # --- several accounts on one NATS -----------------------------------------------------------------------------------
