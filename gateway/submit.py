@@ -91,6 +91,7 @@ class Submitter:
         self._causes: dict[str, Cause] = {}
         self._arrivals: dict[str, int] = {}  # of requests on targets: which came first
         self._counter, self._down_since = itertools.count(), 0.0
+        self._settings_at = 0.0  # what was judged before is judged again: other limits may hold now
         self._built: dict[str, Built] = {}
         self._halts, self._guard = ledger.account.halts, Guard()
         self.prober = Prober(
@@ -119,6 +120,7 @@ class Submitter:
     def use(self, settings: Settings) -> None:
         self._steps.use(settings.policy)
         self._preparer.deviation_points = settings.default_deviation_points
+        self._settings_at = time.monotonic()
 
     @property
     def backlog(self) -> int:
@@ -420,7 +422,7 @@ class Submitter:
         if order is None or self._stopping:
             return None
         step = self._steps.step(order)
-        if not isinstance(step, SendStep):
+        if not isinstance(step, SendStep) or built.at < self._settings_at:
             self._go_on(order_id)
             return None
         targeted = built.before is not None
