@@ -399,11 +399,20 @@ class Submitter:
         not_after = time.monotonic() + self._settings.not_after_s
         # One writer commits in order: when the last intent is durable, all are.
         await durable
+        if self._ledger.account.halted:
+            sends = self._without_halted(sends)
         began = time.perf_counter()
         outcomes = await self._trade.send([Send(one.built.request, not_after) for one in sends])
         latency_s = Decimal(round((time.perf_counter() - began) * 1e6)) / 1_000_000
         for one, outcome in zip(sends, outcomes, strict=True):
             self._after_send(one, outcome, latency_s)
+
+    def _without_halted(self, sends: list[_Sending]) -> list[_Sending]:
+        """Trading may have been halted while the intents were made durable: what opens is not sent then."""
+        opening = [one for one in sends if (order := self._ledger.order(one.order_id)) and opens_risk(order)]
+        for one in opening:
+            self._after_send(one, NotSent(0, "trading was halted before it was sent"), ZERO)
+        return [one for one in sends if one not in opening]
 
     async def _ready(self, order_id: str) -> Built | None:
         """The request to be sent; None when the order goes another way."""
