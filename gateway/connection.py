@@ -1,7 +1,9 @@
 """Whether orders may be sent: the trading terminal answers, is connected to its broker, as the account of this ledger.
 
-That is proven by one cheap call, and believed for `connection_check_s` at most; an answer of the broker proves it as
-well. Connects, refusals and disconnects are events of the account, and tell whoever waits for them.
+That is proven by one cheap call, and believed for `connection_check_s` at most. An answer of the broker proves the
+connection as well, but not whose account it is: a person may have logged in to another one at the terminal, and orders
+would be answered there. So the account is looked at as often, however many orders are answered. Connects, refusals and
+disconnects are events of the account, and tell whoever waits for them.
 """
 
 import asyncio
@@ -46,7 +48,7 @@ class Connection:
         self._trade, self._ledger, self._terminal, self._query = trade, ledger, terminal, query
         self.account = account
         self._check_s, self._auto, self._longest_s = check_s, auto_reconnect, reconnect_interval_s
-        self._verified_at = time.monotonic()
+        self._verified_at = self._account_at = time.monotonic()
         self._is_up = asyncio.Event()
         self._is_up.set()
         self.reason, self._refused = "", False  # of a connection that is down: why, and whether by the broker's word
@@ -76,13 +78,14 @@ class Connection:
         await cancelled(self._task, self._verifying)
 
     def answered(self) -> None:
-        """The broker answered a request just now."""
+        """The broker answered a request just now, of whatever account."""
         self._verified_at = time.monotonic()
 
     @property
     def is_fresh(self) -> bool:
         """It is up, and that was proven a moment ago."""
-        return self.up and time.monotonic() - self._verified_at <= self._check_s
+        now = time.monotonic()
+        return self.up and now - self._verified_at <= self._check_s and now - self._account_at <= 2 * self._check_s
 
     async def verify(self) -> bool:
         """Asks the terminal now; callers at the same time share one question."""
@@ -122,7 +125,8 @@ class Connection:
             if self.up:
                 waits = pauses(self._longest_s)
                 pause_s = next(waits)
-                if time.monotonic() - self._verified_at >= self._check_s / 2:
+                now = time.monotonic()
+                if now - self._verified_at >= self._check_s / 2 or now - self._account_at >= self._check_s:
                     await self.verify()
             elif self._auto:
                 await self.verify()
@@ -145,6 +149,7 @@ class Connection:
             self._fall(str(error))
             return None
         self._verified_at = max(self._verified_at, asked_at)
+        self._account_at = max(self._account_at, asked_at)
         return found
 
     def _rise(self, account: Account) -> None:

@@ -21,6 +21,7 @@ MAX_TICKETS: Final = 5_000
 FIRST_LOOK: Final = 500  # events of the account's stream: the newest DealsFollowed is mostly among them
 _FILLS: Final = frozenset({OrderFilled.topic(), OrderPartiallyFilled.topic(), FillCorrected.topic()})
 _KNOWN_BEFORE_MSC: Final = 60_000  # of an event that does not say it: what every version kept at least
+_DAY_MSC: Final = 86_400_000
 _EXTERNAL: Final = ExternalDealObserved.topic()
 _SMALLEST_MAGIC: Final = 1 << 40  # ours have 63 bits; a smaller one is nearly always somebody else's
 
@@ -71,9 +72,16 @@ class Followed:
                 followed.note(external.deal, "")
         return followed
 
-    def begin(self, created: Recorded, offset_s: int) -> None:
-        """`created`: the first event of the ledger. Deals from before it are not its business."""
+    def begin(self, created: Recorded, offset_s: int, now_msc: int) -> None:
+        """`created`: the first event of the ledger. Deals from before it are not its business.
+
+        It tells the time by a clock that may have been ahead then, and set right since: what was followed already
+        lies behind it, and where it is still to come a day is looked at rather than nothing."""
         self.created_msc = _recorded_msc(created) + offset_s * 1000
+        if self.through_msc:
+            self.created_msc = min(self.created_msc, self.through_msc)
+        elif self.created_msc > now_msc:
+            self.created_msc = now_msc - _DAY_MSC
         self.through_msc = max(self.through_msc, self.created_msc)
 
     def _begin(self, store: EventStore, login: int) -> int:

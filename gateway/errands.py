@@ -6,7 +6,7 @@ has the same order id, so that giving it twice does nothing twice.
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -33,10 +33,16 @@ class Errands:
     def __init__(self, ledger: Ledger, submitter: Submitter, clock: Callable[[], datetime]) -> None:
         self._ledger, self._submitter, self._clock = ledger, submitter, clock
 
-    async def give(self, messages: Iterable[Mapping[str, Any]], cause: Cause) -> list[Errand]:
-        """Records the orders and hands them on; returns when all of them are durable."""
+    async def give(
+        self, messages: Iterable[Mapping[str, Any]], cause: Cause, *, life_s: float | None = None
+    ) -> list[Errand]:
+        """Records the orders and hands them on; returns when all of them are durable. `life_s`: how long they may be
+        tried, where that is shorter than for others."""
         account = str(self._ledger.login)
-        received = [read_order(_encode({**one, "account": account}), account) for one in messages]
+        common: dict[str, Any] = {"account": account}
+        if life_s is not None:
+            common["valid_until"] = self._clock() + timedelta(seconds=life_s)
+        received = [read_order(_encode({**one, **common}), account) for one in messages]
         await self._ledger.load([one.order_id for one in received if one.order_id is not None])
         durable: list[asyncio.Future[Any]] = []
         given = [self._give(one, cause, durable) for one in received]

@@ -26,6 +26,7 @@ from gateway.watch import Watch
 from ledger.account_events import TradingHalted, TradingResumed
 from ledger.errors import LedgerError
 from ledger.events import Envelope, Recorded, account_stream
+from ledger.order import ENDED, Status
 from ledger.order_events import OrderPartiallyFilled, OrderPlaced
 from ledger.values import shorten
 from ledger.writer import Cause, Ledger
@@ -38,6 +39,9 @@ LIMIT: Final = "limit"
 HEARTBEAT: Final = "heartbeat"
 ACTOR: Final = "gateway"
 MAX_REASON: Final = 256
+AGAIN_S: Final = 60.0  # how often a working order is cancelled again that could not be
+AGAIN_LIFE_S: Final = 10.0  # of such a cancel: a few attempts, not one every few seconds for a whole weekend
+_IN_VAIN: Final = ENDED - {Status.COMPLETED}
 
 
 class Halts:
@@ -120,22 +124,30 @@ class Halts:
 
     async def _cancel_loop(self, errands: Errands) -> None:
         while True:
-            await self._cancel_wanted.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(AGAIN_S if self._cancelling() and errands.working() else None):
+                    await self._cancel_wanted.wait()
             self._cancel_wanted.clear()
             halt = self._cancelling()
             if halt is None:
                 continue
-            mark = hashlib.sha256(msgspec.json.encode(halt)).hexdigest()[:12]
-            wanted = [
-                cancel_order(f"halt.{mark}.{order.order_ticket}", order.order_ticket, order.symbol)
-                for order in errands.working()
-                if order.order_ticket
-            ]
             try:
-                await errands.give(wanted, Cause(actor=ACTOR))
+                await self._cancel(errands, halt)
             except LedgerError as error:
                 log.warning("working orders are not cancelled", error=str(error))
                 return
+
+    async def _cancel(self, errands: Errands, halt: TradingHalted) -> None:
+        """One cancel for each working order, and another one where the last has ended without success: in a closed
+        market none can be cancelled, and what still works when that opens would open a position."""
+        mark = hashlib.sha256(msgspec.json.encode(halt)).hexdigest()[:12]
+        left, number = [order for order in errands.working() if order.order_ticket], 0
+        while left:
+            name = f"halt.{mark}" if not number else f"halt.{mark}.again-{number}"
+            wanted = [cancel_order(f"{name}.{order.order_ticket}", order.order_ticket, order.symbol) for order in left]
+            given = await errands.give(wanted, Cause(actor=ACTOR), life_s=AGAIN_LIFE_S if number else None)
+            left = [order for order, one in zip(left, given, strict=True) if one.known and one.status in _IN_VAIN]
+            number += 1
 
 
 class DeadMansSwitch:

@@ -1,8 +1,9 @@
 """Looks for the traces of attempts whose outcome is unknown, until the evidence decides.
 
 All attempts that are due are looked for by one set of queries; each that acts on a target also has that shown. How
-long absence has been seen is counted monotonically from the first complete look of this process, so that neither a
-restart nor a clock that is set makes an absence older than it is.
+long absence has been seen is counted monotonically, from the end of the first complete look of this process to the
+beginning of this one, so that neither a restart, nor a clock that is set, nor an answer that takes long makes an
+absence older than it is.
 """
 
 import asyncio
@@ -26,7 +27,9 @@ from ledger.writer import Cause, Ledger
 log = structlog.get_logger()
 
 AT_ONCE: Final = 64
-LOOK_BACK_S: Final = 3600.0  # beyond the age of the order: clocks may differ
+# Beyond the age of the order: it was requested by a clock that may have been set right since, by hours where a machine
+# began with its local time.
+LOOK_BACK_S: Final = 86_400.0
 CAUSE: Final = Cause(actor="gateway")
 
 
@@ -103,6 +106,7 @@ class Prober:
         self._resolved(order_id)
 
     async def _look(self, orders: list[Order]) -> None:
+        began = time.monotonic()
         evidence = await self._find(orders)
         for order in orders:
             view, problem = await self._target(order)
@@ -114,7 +118,7 @@ class Prober:
             complete = evidence.complete and not problem
             if complete and case.complete_since is None:
                 case.complete_since = now
-            settled = complete and case.complete_since is not None and now - case.complete_since >= self._settle_s
+            settled = complete and case.complete_since is not None and began - case.complete_since >= self._settle_s
             command = _evidence_of(order, evidence, view, complete=complete, settled=settled, problem=problem)
             command = msgspec.structs.replace(
                 command,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
-from ledger.order import Order, Status
+from ledger.order import AT_BROKER, Order, Status
 from ledger.plan import Policy, Step, next_step
 from ledger.writer import Ledger
 
@@ -15,7 +15,7 @@ _LAST: Final = datetime.max.replace(tzinfo=UTC)
 def at_broker_first(order: Order) -> tuple[bool, datetime]:
     """The order in which open orders are taken up: what may be at the broker, then the rest by age."""
     since = order.requested.age_from if order.requested else None
-    return order.status not in (Status.SENDING, Status.UNKNOWN), since or _LAST
+    return order.status not in AT_BROKER, since or _LAST
 
 
 class Stepper:

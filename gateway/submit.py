@@ -21,13 +21,14 @@ from gateway import answers
 from gateway.broker import Broker, CheckOutcome, NotSent, Outcome, Send, TerminalError
 from gateway.config import Settings
 from gateway.connection import Connection
+from gateway.flight import Flight
 from gateway.guarded import Guard
 from gateway.prepare import Admit, Built, NotYet, Preparer
 from gateway.probe import Prober
 from gateway.queueing import Pace, Timers, TwoLanes
 from gateway.requests import Refusal
 from gateway.stepping import Stepper, at_broker_first
-from gateway.targets import InFlight, Withdraw, acts_on_target, is_overtaken, keys_of_sent
+from gateway.targets import InFlight, Withdraw, acts_on_target, is_overtaken
 from ledger.commands import (
     Again,
     CompleteCancel,
@@ -40,7 +41,7 @@ from ledger.commands import (
     StartSend,
     WithdrawOrder,
 )
-from ledger.order import Order, Status
+from ledger.order import AT_BROKER, Order, Status
 from ledger.plan import Abandon, Check, Expire, Probe, Refuse, Wait, opens_risk
 from ledger.plan import Send as SendStep
 from ledger.trade import ZERO
@@ -83,12 +84,14 @@ class Submitter:
         self._prepares, self._sends, self._pace = TwoLanes(), TwoLanes(), Pace(settings.max_requests_per_s)
         self._flight = InFlight()
         self._preparer = Preparer(ledger, query, connection, self._flight, settings.default_deviation_points)
+        self._targets = Flight(ledger, self._flight, lambda: self._preparer.netting, self._advance)
         self._staged: set[str] = set()
         self._timers = Timers(self._advance)
         self._held: dict[str, None] = {}  # those that wait for the connection
         self._causes: dict[str, Cause] = {}
         self._arrivals: dict[str, int] = {}  # of requests on targets: which came first
         self._counter, self._down_since = itertools.count(), 0.0
+        self._settings_at = 0.0  # what was judged before is judged again: other limits may hold now
         self._built: dict[str, Built] = {}
         self._halts, self._guard = ledger.account.halts, Guard()
         self.prober = Prober(
@@ -117,6 +120,7 @@ class Submitter:
     def use(self, settings: Settings) -> None:
         self._steps.use(settings.policy)
         self._preparer.deviation_points = settings.default_deviation_points
+        self._settings_at = time.monotonic()
 
     @property
     def backlog(self) -> int:
@@ -126,7 +130,7 @@ class Submitter:
     def start(self) -> None:
         """Takes up every open order, then runs."""
         self._connection.on_change(self._connection_changed)
-        self._ledger.tail.on_commit(self._look_for_halts)
+        self._ledger.tail.on_commit(self._committed)
         self._guard.start(self._prepare_loop(), "submit-prepare")
         for number in range(SENDERS):
             self._guard.start(self._send_loop(), f"submit-send-{number}")
@@ -155,7 +159,7 @@ class Submitter:
         self._causes[order_id] = cause
         if acts_on_target(order):
             self._arrivals.setdefault(order_id, next(self._counter))
-        if order.status in (Status.SENDING, Status.UNKNOWN):
+        if order.status in AT_BROKER:
             self._take_up(order)
         self._advance(order_id)
 
@@ -166,12 +170,11 @@ class Submitter:
 
     def acting_on(self, kind: str, number: int) -> str:
         """The order whose request on this `position` or `order` has no outcome yet; empty when there is none."""
-        return self._flight.holder((kind, number))
+        return self._targets.acting_on(kind, number)
 
     def _take_up(self, order: Order) -> None:
-        """Left by a process that ended between the intent and the answer, or while looking for it."""
-        if order.sent is not None and acts_on_target(order):
-            self._flight.begin(order.order_id, keys_of_sent(order.sent, order.before, netting=self._preparer.netting))
+        """Left at the broker by a process that has ended, perhaps between the intent and the answer."""
+        self._targets.take_up(order)
         if order.status is Status.SENDING:
             ended = RecordUnknown(attempt=order.attempt, code=0, reason="the process ended before the answer")
             self._tell(order.order_id, ended)
@@ -192,7 +195,7 @@ class Submitter:
                 prepared = order_id in self._built or not acts_on_target(order)
                 self._stage(self._sends if prepared else self._prepares, order)
             case Probe():
-                self._flight_unknown(order)
+                self._targets.unknown(order, self._settings.settle_s)
                 self.prober.add(order)
             case Expire() as expire:
                 command = ExpireOrder(age_s=expire.age_s, limit_s=expire.limit_s, cause=expire.cause)
@@ -235,14 +238,10 @@ class Submitter:
         self._steps.forget(order_id)
         self._causes.pop(order_id, None)
         self._arrivals.pop(order_id, None)
-        self._release(order_id)
+        self._targets.release(order_id)
 
-    def _release(self, order_id: str) -> None:
-        """Gives back its target; who waited for that may try."""
-        for waiting in self._flight.end(order_id):
-            self._advance(waiting)
-
-    def _look_for_halts(self) -> None:
+    def _committed(self) -> None:
+        self._targets.look()
         if self._ledger.account.halts is not self._halts:
             self._halts = self._ledger.account.halts
             self.recheck()
@@ -359,12 +358,6 @@ class Submitter:
             if older is not None and is_overtaken(older, newer):
                 self._refuse(order_id, (f"overtaken by the newer change {newer.order_id} of the same target",))
 
-    def _flight_unknown(self, order: Order) -> None:
-        """An opening order of unknown outcome keeps closes of its symbol away only as long as it may still arrive."""
-        if not acts_on_target(order) and self._flight.holds(order.order_id):
-            loop = asyncio.get_running_loop()
-            loop.call_later(self._settings.settle_s, self._release, order.order_id)
-
     # --- send ---------------------------------------------------------------------------------------------------
 
     async def _send_loop(self) -> None:
@@ -406,11 +399,20 @@ class Submitter:
         not_after = time.monotonic() + self._settings.not_after_s
         # One writer commits in order: when the last intent is durable, all are.
         await durable
+        if self._ledger.account.halted:
+            sends = self._without_halted(sends)
         began = time.perf_counter()
         outcomes = await self._trade.send([Send(one.built.request, not_after) for one in sends])
         latency_s = Decimal(round((time.perf_counter() - began) * 1e6)) / 1_000_000
         for one, outcome in zip(sends, outcomes, strict=True):
             self._after_send(one, outcome, latency_s)
+
+    def _without_halted(self, sends: list[_Sending]) -> list[_Sending]:
+        """Trading may have been halted while the intents were made durable: what opens is not sent then."""
+        opening = [one for one in sends if (order := self._ledger.order(one.order_id)) and opens_risk(order)]
+        for one in opening:
+            self._after_send(one, NotSent(0, "trading was halted before it was sent"), ZERO)
+        return [one for one in sends if one not in opening]
 
     async def _ready(self, order_id: str) -> Built | None:
         """The request to be sent; None when the order goes another way."""
@@ -429,11 +431,11 @@ class Submitter:
         if order is None or self._stopping:
             return None
         step = self._steps.step(order)
-        if not isinstance(step, SendStep):
+        if not isinstance(step, SendStep) or built.at < self._settings_at:
             self._go_on(order_id)
             return None
         targeted = built.before is not None
-        if not targeted and not self._may_open(order_id, built.request.symbol):
+        if not targeted and not self._targets.may_open(order_id, built.request.symbol):
             self._wait(order_id, LOOK_AGAIN_S)
             return None
         self._steps.forget(order_id)
@@ -442,10 +444,6 @@ class Submitter:
         if targeted and order.action == "modify":
             self._overtake(started.order)
         return started
-
-    def _may_open(self, order_id: str, symbol: str) -> bool:
-        """On a netting account: not while a close of the symbol is under way."""
-        return not self._preparer.netting or self._flight.begin(order_id, frozenset({("symbol", symbol)}), shared=True)
 
     def _after_send(self, sending: _Sending, outcome: Outcome, latency_s: Decimal) -> None:
         order_id, attempt, built = sending
@@ -468,7 +466,7 @@ class Submitter:
         executed = self._tell(order_id, command)
         self.on_answer(executed, command)
         if executed.order.status is not Status.UNKNOWN:
-            self._release(order_id)
+            self._targets.release(order_id)
         if not executed.order.is_open:
             self._forget(order_id)
         elif isinstance(outcome, NotSent):
@@ -478,7 +476,7 @@ class Submitter:
 
     def _resolved(self, order_id: str) -> None:
         """Its outcome is unknown no more."""
-        self._release(order_id)
+        self._targets.release(order_id)
         self._advance(order_id)
 
     # --- common -------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ class Sync:
         self._followed = await asyncio.to_thread(Followed.read, self._store, ledger.login, offset_s)
         created = await asyncio.to_thread(self._store.at, 1)
         if created is not None:
-            self._followed.begin(created, offset_s)
+            self._followed.begin(created, offset_s, self._server_msc())
         # The first look is saved at once: gateways that are killed one after the other must get on.
         self._saved = (self._followed.through_msc, -SAVE_EVERY_S)
         for order in ledger.open_orders.values():

@@ -205,6 +205,10 @@ class Ledger:
     async def load(self, order_ids: Iterable[str]) -> None:
         """Makes the orders known to `execute`: from memory, or from the store (one hop for all of them)."""
         # Only here is anything forgotten: what a caller has loaded stays until it loads again.
+        order_ids = list(order_ids)
+        for one in order_ids:
+            if one in self._ended:
+                self._ended.move_to_end(one)  # somebody else may load, and forget, while this waits for the store
         while len(self._ended) > MAX_ENDED_ORDERS:
             self._ended.popitem(last=False)
         missing = [one for one in order_ids if self.order(one) is None]

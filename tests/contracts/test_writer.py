@@ -868,6 +868,31 @@ async def test_an_order_that_was_loaded_is_not_forgotten_before_its_message_is_d
     assert [event.topic() for event in again.events] == ["order.duplicate_received"]
 
 
+async def test_an_order_that_was_loaded_is_not_forgotten_because_somebody_else_loads_meanwhile(
+    place, ledger, monkeypatch
+):
+    """A duplicate of it would begin a second life in a stream that exists: the writer would stop as if displaced."""
+    monkeypatch.setattr("ledger.writer.MAX_ENDED_ORDERS", 5)
+
+    async def ended(name: str) -> None:
+        place_order(ledger, name)
+        await ledger.execute(name, RefuseOrder(reasons=("test",)), CAUSE).durable
+
+    for number in range(5):
+        await ended(f"o-{number}")
+    # So many at once are read by a thread, from any store.
+    loading = asyncio.create_task(ledger.load(["o-0", *(f"new-{number}" for number in range(100))]))
+    await asyncio.sleep(0)
+    for number in range(2):
+        place_order(ledger, f"other-{number}")
+        ledger.execute(f"other-{number}", RefuseOrder(reasons=("test",)), CAUSE)
+    await ledger.load(["other-0"])
+    await loading
+    again = place_order(ledger, "o-0")
+    await again.durable
+    assert [event.topic() for event in again.events] == ["order.duplicate_received"]
+
+
 async def test_a_halt_survives_restarts_until_its_own_source_lifts_it(place):
     account = account_stream(5001)
     ledger = await opened(place)

@@ -179,3 +179,21 @@ async def test_closes_go_before_opening_orders_when_the_terminal_takes_few(tmp_p
         times = sorted(deal["time_msc"] for deal in desk.deals())
         # The broker's clock: whatever second is looked at, no more than four fell into it.
         assert all(later - earlier >= 900 for earlier, later in zip(times, times[4:], strict=False))
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_netting_close_waits_for_what_rests_of_the_close_before_it(netting: Desk, restarted: bool) -> None:
+    opened = await netting.open("o-1", volume=0.3)
+    thin = {"exemode": "exchange", "return_filling": "on", "book_levels": "1", "book_volume": "0.01"}
+    netting.window("market", symbol="EURUSD", changes=thin)
+    await netting.submit("c-1", action="close", position_id=opened.position_id, filling="return")
+    await netting.until("c-1", Status.PARTIALLY_FILLED)
+    if restarted:
+        await netting.restart()
+    await netting.submit("c-2", action="close", position_id=opened.position_id, filling="return")
+    await netting.open("o-2", symbol="GBPUSD")  # by now the close before it would have been sent
+    [rest] = netting.window("orders")
+    netting.window("fill", ticket=rest["ticket"])
+    assert (await netting.ended("c-1")).filled_volume == D("0.3")
+    assert (await netting.ended("c-2")).status is Status.REFUSED
+    assert [row["symbol"] for row in netting.window("positions")] == ["GBPUSD"]

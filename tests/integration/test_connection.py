@@ -12,10 +12,14 @@ from typing import NoReturn
 
 import pytest
 
+from gateway.broker import Account, LoginRefused
 from gateway.config import load
+from gateway.connection import Connection
 from gateway.terminal import pauses
 from ledger.account_events import AccountConnected, AccountDisconnected
 from ledger.order import Status
+from tests.broker_fake import ACCOUNT, FakeBroker
+from tests.desk import desk as edge
 from tests.gateway_desk import QUICK, Desk, desk_in
 
 MARKET = {"symbol": "EURUSD", "order_type": "buy", "volume": 0.1}
@@ -129,6 +133,36 @@ async def test_a_login_that_is_refused_later_is_an_event_and_nothing_is_tried_un
     assert await desk.connection.reconnect() == ""
     assert (await desk.ended("o-1")).status is Status.FILLED
     assert desk.topics("").count("account.login_refused") == 1
+
+
+async def test_answers_of_another_account_do_not_pass_for_those_of_ours(tmp_path: Path) -> None:
+    """A person logs in to another account at the terminal, while one order after the other is answered."""
+
+    class Elsewhere(FakeBroker):
+        async def verify(self) -> Account:
+            raise LoginRefused("the terminal is logged in to account 8, not 7")
+
+    async with edge(tmp_path) as d:
+        link = Connection(Elsewhere(), d.ledger, ACCOUNT, terminal="simulated", check_s=0.1)
+        link.start()
+        async with asyncio.timeout(10):
+            while link.up:
+                link.answered()
+                await asyncio.sleep(0.01)
+        assert (link.is_fresh, link.reason) == (False, "the terminal is logged in to account 8, not 7")
+        await link.stop()
+
+
+async def test_no_answer_makes_a_look_at_the_account_younger_than_it_is(tmp_path: Path) -> None:
+    async with edge(tmp_path) as d:
+        link = Connection(FakeBroker(), d.ledger, ACCOUNT, terminal="simulated", check_s=0.05)
+        async with asyncio.timeout(10):
+            while link.is_fresh:
+                link.answered()
+                await asyncio.sleep(0.01)
+        assert await link.verify()
+        assert link.is_fresh
+        await link.stop()
 
 
 def test_the_pauses_between_attempts_to_connect_double_up_to_the_interval() -> None:

@@ -2,14 +2,16 @@
 
 import asyncio
 from datetime import UTC, datetime
+from decimal import Decimal
 
 import pytest
 
+from gateway import halts
 from gateway.config import load
 from gateway.halts import HEARTBEAT, LIMIT, OPERATOR, DeadMansSwitch, next_midnight
 from gateway.watch import Watch
 from ledger.account_events import TradingHalted, TradingResumed
-from ledger.commands import ResolveOutcome
+from ledger.commands import CompleteCancel, ExpireOrder, ResolveOutcome
 from ledger.plan import Policy, Refuse, Send, next_step
 from ledger.writer import Cause
 from tests.decider import answer, check, deal, start, unknown
@@ -121,6 +123,32 @@ async def test_the_same_halt_cancels_the_same_order_once_also_after_a_restart(tm
             assert tickets(d) == {"901"}
             events = await d.order_events(given(d)[0])
             assert [type(one).__name__ for one in events].count("OrderRequested") == 1
+
+
+async def test_a_working_order_whose_cancel_came_to_nothing_is_cancelled_again_while_the_halt_stands(
+    tmp_path, monkeypatch
+):
+    """In a closed market no cancel succeeds, and each is only tried for so long."""
+    monkeypatch.setattr(halts, "AGAIN_S", 0.02)
+    async with desk(tmp_path, HALT_CANCEL_ORDERS="on") as d:
+        pending = {"order_type": "buy_limit", "price": "1.05"}
+        await d.order("o-1", check(), start(1, action=5), answer("success", order=901), **pending)
+        d.halts.halt(OPERATOR, "news", CAUSE)
+        watch = Watch(d.ledger.tail)
+        d.halts.start(watch)
+        stale = ExpireOrder(age_s=Decimal(301), limit_s=Decimal(300), cause="life")
+        for number in range(1, 3):
+            await until(lambda number=number: len(given(d)) == number)
+            [working] = [one for one in given(d) if d.ledger.order(one).is_open]
+            await d.ledger.execute(working, stale, CAUSE).durable
+        await until(lambda: len(given(d)) == 3)
+        assert tickets(d) == {"901"}
+        # One that has succeeded is enough: the order's own end shows a moment later.
+        [working] = [one for one in given(d) if d.ledger.order(one).is_open]
+        await d.ledger.execute(working, CompleteCancel(), CAUSE).durable
+        await asyncio.sleep(0.1)
+        assert len(given(d)) == 3
+        await d.halts.stop()
 
 
 class Silence:

@@ -7,12 +7,15 @@ import pytest
 from gateway import admission as module
 from gateway.admission import Admission
 from gateway.broker import Activity, Tick
+from gateway.config import load
 from gateway.halts import LIMIT, OPERATOR
 from gateway.risk import RiskWatch, daily_loss
+from ledger.order import Status
 from ledger.trade import Deal, TradeRequest
 from tests.broker_fake import EURUSD
 from tests.decider import answer, check, deal, position, start
 from tests.desk import CAUSE, desk
+from tests.gateway_desk import desk_in
 
 MARKET = TradeRequest(action=1, symbol="EURUSD", volume=D("0.1"))
 
@@ -132,3 +135,19 @@ async def test_the_daily_loss_halts_until_the_next_day_of_the_server_and_lifts_o
         d.wait(hours=1)
         await risk._look()
         assert [one.source for one in d.ledger.account.halts] == ["operator"]
+
+
+async def test_limits_that_change_hold_for_an_order_that_waits_for_its_turn_at_the_broker(tmp_path):
+    order = {"symbol": "EURUSD", "order_type": "buy", "volume": 0.1}
+    async with desk_in(tmp_path, MAX_REQUESTS_PER_S="1") as d:
+        offset_s = d.connection.account.server_utc_offset_s
+        judge = Admission(d.query, d.settings.limits, d.clock, margin_mode=2, server_utc_offset_s=offset_s)
+        d.submitter.judge_by(judge.objections)
+        await d.open("o-1")
+        await d.submit("o-2", **order)
+        await d.until("o-2", Status.READY)
+        lower = load({"data": str(tmp_path)}, {"LIMIT_MAX_VOLUME": "0.05"})
+        d.submitter.use(lower)
+        judge.use(lower.limits)
+        assert (await d.ended("o-2")).status is Status.REFUSED
+        assert len(d.deals()) == 1

@@ -1,6 +1,7 @@
 """What changes at the broker becomes events: fills and ends of working orders, closes by the server, deals by hand."""
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import msgspec
 import pytest
 
 from gateway.deals import Followed, Seen
+from gateway.simulated.link import stop_broker
 from ledger.account_events import ExternalDealObserved
 from ledger.commands import ResolveOutcome
 from ledger.order import Status
@@ -209,3 +211,26 @@ async def test_a_fill_that_a_result_told_of_says_nothing_of_the_deals_before_it(
         followed = Followed.read(desk.store, desk.ledger.login, 0)
     assert followed.seen
     assert followed.through_msc == 0
+
+
+async def test_a_ledger_created_by_a_clock_that_was_ahead_misses_no_deal_once_that_is_set_right(tmp_path: Path) -> None:
+    desk = Desk(tmp_path / "d")
+    try:
+        desk.ahead = timedelta(hours=7)
+        await desk.start()
+        desk.ahead = timedelta()
+        await desk.restart()
+        placed = await desk.open("o-1", order_type="buy_limit", price=0.9)
+        desk.window("fill", ticket=placed.order_ticket)
+        assert (await desk.ended("o-1")).status is Status.FILLED
+        created = desk.store.at(1)
+        assert created is not None
+        followed = Followed()
+        followed.through_msc = 1_000  # what was followed before is known by the broker's own clock
+        followed.begin(created, 0, 10**15)
+        assert (followed.created_msc, followed.through_msc) == (1_000, 1_000)
+        await desk.stop()
+    finally:
+        for terminal in (desk.trade, desk.query):
+            await terminal.close()
+        stop_broker(tmp_path / "d" / "broker")

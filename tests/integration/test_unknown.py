@@ -262,6 +262,25 @@ async def test_a_halt_while_200_orders_wait_sends_none_of_them_and_lets_closes_p
     assert (await desk.ended("c-1")).status is Status.FILLED
 
 
+async def test_a_halt_between_intent_and_call_sends_nothing_that_opens_and_lets_closes_pass(desk: Desk) -> None:
+    """Invariant I10: it may come while the intent is made durable, which takes as long as the disk or database does."""
+    opened = await desk.open("first")
+    halt = TradingHalted(source="operator", reason="news")
+
+    def when_the_intent_is_durable() -> None:
+        for order_id in ("o-1", "c-1"):
+            if desk.topics(order_id)[-1:] == ["send_started"]:
+                desk.ledger.append(account_stream(desk.ledger.login), halt, CLIENT)
+
+    desk.ledger.tail.on_commit(when_the_intent_is_durable)
+    await desk.submit("o-1", **MARKET)
+    refused = await desk.ended("o-1")
+    assert (refused.status, refused.attempt, len(desk.deals())) == (Status.REFUSED, 1, 1)
+    assert "send_abandoned" in desk.topics("o-1")
+    await desk.submit("c-1", action="close", position_id=opened.position_id)
+    assert (await desk.ended("c-1")).status is Status.FILLED
+
+
 async def test_a_gateway_paused_between_intent_and_call_sends_nothing_after_another_took_over(tmp_path: Path) -> None:
     async with desk_in(tmp_path / "one") as paused:
         held, go_on = asyncio.Event(), asyncio.Event()
