@@ -47,7 +47,7 @@ def _print_differences(found: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from gateway.show import console
+    from gateway.show_table import print_table
 
     rows = [*found.get("differences", ()), *(one | {"policy": "stands"} for one in found.get("standing", ()))]
     if not rows:
@@ -57,7 +57,7 @@ def _print_differences(found: dict[str, Any]) -> None:
         number, order = row.get("position_id", ""), row.get("order_id") or row.get("order_ticket", "")
         cells = (row["kind"], row["policy"], row.get("symbol", ""), number, order, row["ours"], row["brokers"])
         table.add_row(*(escape(str(cell)) for cell in cells))
-    console().print(table)
+    print_table(table)
 
 
 @click.command()

@@ -265,26 +265,25 @@ def _positions(settings: Settings, moment: datetime, by: str, *, shown: bool) ->
 def _print_positions(found: "list[Position]") -> None:
     from rich.table import Table
 
-    from gateway.show import console
+    from gateway.show_table import print_table
     from gateway.times import iso
 
-    out = console()
     if not found:
-        out.print("no positions")
+        click.echo("no positions")
         return
     table = Table(box=None, pad_edge=False)
     for name, justify in (
         ("position", "right"), ("symbol", "left"), ("side", "left"), ("lots", "right"), ("entry", "right"),
         ("profit", "right"), ("costs", "right"), ("opened (UTC)", "left"), ("closed (UTC)", "left"),
     ):  # fmt: skip
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]  # both are such words
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]  # both are such words
     for one in found:
         costs = one.commission + one.fee + one.swap
         table.add_row(
             str(one.position_id), one.symbol, one.side, _text(one.volume), _text(one.entry_price),
             _text(one.realized_profit), _text(costs), iso(one.opened_at), iso(one.closed_at) if one.closed_at else "",
         )  # fmt: skip
-    out.print(table)
+    print_table(table)
 
 
 def agreement(settings: Settings) -> list[dict[str, Any]]:

@@ -37,20 +37,20 @@ def _show(found: Any, as_json: bool, columns: Iterable[str] = ()) -> None:
         print_json(found)
         return
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    from gateway.show import console
+    from gateway.show_table import print_table
 
     if isinstance(found, dict):
         table = Table(box=None, show_header=False)
         for name, value in found.items():
             table.add_row(name, escape(_text(value)))
     else:
-        table = Table(*columns, box=None, pad_edge=False)
+        table = Table(*(Column(name, no_wrap=True) for name in columns), box=None, pad_edge=False)
         words = _words(columns)
         for row in found:
             table.add_row(*(escape(words.get((name, row[name]), _text(row[name]))) for name in columns))
-    console().print(table)
+    print_table(table)
 
 
 def _words(columns: Iterable[str]) -> dict[tuple[str, Any], str]:
