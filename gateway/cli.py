@@ -126,17 +126,25 @@ def hub(host: str, port: int, path: str, nats_url: str) -> None:
 @data_option
 @json_option
 @click.option(
-    "--timeout", "timeout_s", type=float, default=30.0, show_default=True, help="Seconds to wait for the outcome."
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Seconds to wait for the outcome.",
 )
 def submit(file: Any, data: str | None, as_json: bool, timeout_s: float) -> None:
     """Publish the order in FILE (- for standard input), wait for its outcome and print it.
 
-    Exit code 0 when the order was filled, 3 when it ended otherwise, 1 when there was no outcome.
+    Exit code 0 when the order was filled, works at the broker, or did what it was to do; 3 when it ended otherwise,
+    1 when there was no outcome in time.
     """
     from gateway.client import submit_order
-    from gateway.show import print_outcome
+    from gateway.show import GOOD, print_outcome
 
     payload = file.read()
+    if not payload.strip():
+        raise Failure(f"{file.name} is empty: there is no order to submit")
     settings = settings_of({"data": data})
     with failures():
         outcome = asyncio.run(submit_order(settings, payload, timeout_s))
@@ -144,7 +152,7 @@ def submit(file: Any, data: str | None, as_json: bool, timeout_s: float) -> None
         print_json(outcome)
     else:
         print_outcome(outcome)
-    sys.exit(0 if outcome.get("event") in ("order.filled", "order.partially_filled") else 3)
+    sys.exit(0 if outcome.get("event") in GOOD else 3)
 
 
 @cli.command()

@@ -179,6 +179,35 @@ def test_submit_prints_the_outcome_of_an_order(service):
     assert orjson.loads(refused.stdout)["category"] == "refused"
 
 
+def test_submit_does_not_wait_for_the_fill_of_an_order_that_works_at_the_broker(service):
+    order = market_order("cli-limit", order_type="buy_limit", price=1.0)
+    for again in ("", " (again: a duplicate)"):
+        done = service.cli("submit", "-", stdin=orjson.dumps(order).decode())
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(f"cli-limit: placed{again}: buy limit 0.01 EURUSD at 1, order ")
+    cancel = orjson.dumps({"order_id": "cli-cancel", "action": "cancel", "target_order_id": "cli-limit"}).decode()
+    done = service.cli("submit", "-", stdin=cancel)
+    assert (done.returncode, done.stdout) == (0, "cli-cancel: completed: 10009 DONE: cancel\n")
+
+
+def test_an_order_without_an_outcome_in_time_is_told_with_what_is_known_of_it(service):
+    service.cli("sim", "market", "GBPUSD", "quoting=off")
+    try:
+        order = orjson.dumps(market_order("cli-parked", symbol="GBPUSD")).decode()
+        done = service.cli("submit", "-", "--timeout", "1", stdin=order)
+    finally:
+        service.cli("sim", "market", "GBPUSD", "quoting=on")
+    assert done.returncode == 1
+    assert "no outcome of order cli-parked within 1 s, it goes on (order." in done.stderr
+    assert done.stderr.endswith("see `order-ledger history cli-parked`\n")
+
+
+def test_an_empty_file_is_no_order_and_is_not_published(service):
+    done = service.cli("submit", "-", stdin=" \n")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "order-ledger: <stdin> is empty: there is no order to submit\n"
+
+
 @pytest.mark.parametrize("order_id", ["a/b", "", "x" * 200])
 def test_submit_prints_at_once_why_an_order_id_is_none(service, order_id):
     done = service.cli("submit", "-", "--timeout", "20", "--json", stdin=orjson.dumps({"order_id": order_id}).decode())
