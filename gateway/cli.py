@@ -17,7 +17,7 @@ from gateway import cli_control, cli_ledger, cli_projections, cli_proof
 from gateway.cli_backup import backup, restore_command
 from gateway.cli_bench import bench
 from gateway.cli_chaos import chaos
-from gateway.cli_common import Failure, data_option, failures, json_option, print_json, settings_of
+from gateway.cli_common import Commands, Failure, data_option, failures, json_option, print_json, settings_of
 from gateway.cli_doctor import doctor
 from gateway.cli_sim import sim
 from gateway.config import OFF, Settings
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gateway.show import Answer
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(version("order-ledger"), prog_name="order-ledger")
 def cli() -> None:
     """Event-sourced order ledger and MetaTrader 5 gateway."""
@@ -92,7 +92,7 @@ def serve(
 
 @cli.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
-@click.option("--port", type=int, default=7000, show_default=True, help="The port (0 = any free).")
+@click.option("--port", type=click.IntRange(0, 65535), default=7000, show_default=True, help="The port (0 = any free).")
 @click.option("--file", "path", default="./hub.json", show_default=True, help="Where its configurations are kept.")
 @click.option("--nats", "nats_url", default="", envvar="NATS_URL", help="Where changes are told (NATS_URL).")
 def hub(host: str, port: int, path: str, nats_url: str) -> None:
@@ -170,6 +170,8 @@ def sql(query: str, data: str | None, as_json: bool) -> None:
     settings = settings_of({"data": data})
     found = clickhouse_endpoint(settings.data)
     asked = "JSONCompact"
+    if not query.strip():
+        raise Failure('the query is empty: write one such as "SELECT * FROM orders"')
     with failures():
         if settings.clickhouse_url == Secret(OFF):
             raise Failure("CLICKHOUSE_URL is off: there is nothing to ask")

@@ -15,6 +15,9 @@ def _who_and_why(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _do(command: str, data: str | None, as_json: bool, by: str | None, **fields: Any) -> None:
+    for name in ("reason", "by"):
+        if (by if name == "by" else fields[name]) == "":
+            raise Failure(f"--{name} is empty: it is recorded, so write who or why")
     from gateway.operations import caller, control
     from gateway.queries import Declined
 
@@ -169,6 +172,8 @@ def query(
         symbol = name
     elif name is not None and what != "history":
         raise Failure(f"{what} takes no name: use --symbol to narrow it")
+    elif what in ("symbol", "tick") and symbol is None:
+        raise Failure(f"{what} needs the name of a symbol: order-ledger query {what} EURUSD")
     settings = settings_of({"data": data})
     with failures():
         start = parse_span(since, None).since if since is not None else None

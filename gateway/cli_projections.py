@@ -54,10 +54,12 @@ def _target(settings: Settings) -> "tuple[Target, str]":
 
 @contextlib.contextmanager
 def _alone(settings: Settings) -> Iterator[None]:
-    """Holds the lock of the one process that writes the projections. Raises LedgerLocked when one runs."""
+    """Holds the lock of the one process that writes the projections. Raises LedgerLocked when one runs, LedgerError
+    where nothing was ever served."""
     from filelock import FileLock, Timeout
 
-    settings.data.mkdir(parents=True, exist_ok=True)
+    if not settings.data.is_dir():
+        raise LedgerError(f"there is no folder {settings.data}: start `order-ledger serve`, or name it by --data")
     lock = FileLock(projection_settings(settings).lock_file, thread_local=False)
     try:
         lock.acquire(timeout=0)

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import click
 
-from gateway.cli_common import Failure, data_option, failures, json_option, print_json, settings_of
+from gateway.cli_common import Commands, Failure, data_option, failures, json_option, print_json, settings_of
 
 _SIGNED: Final = {"ignore_unknown_options": True}  # -100 is a value
 _POSITION: Final = ("ticket", "symbol", "type", "volume", "price_open", "sl", "tp", "price_current", "swap", "profit",
@@ -16,7 +16,7 @@ _DEAL: Final = ("ticket", "order", "position_id", "symbol", "type", "entry", "re
                 "swap", "profit", "fee", "magic", "comment")  # fmt: skip
 
 
-@click.group()
+@click.group(cls=Commands)
 def sim() -> None:
     """The simulated MetaTrader 5: prices, trades by hand, faults. Only with TERMINAL=simulated."""
 
