@@ -139,15 +139,22 @@ def submit(file: Any, data: str | None, as_json: bool, timeout_s: float) -> None
     Exit code 0 when the order was filled, works at the broker, or did what it was to do; 3 when it ended otherwise,
     1 when there was no outcome in time.
     """
-    from gateway.client import submit_order
+    from gateway.client import NoAnswer, order_id_of, submit_order
     from gateway.show import GOOD, print_outcome
+
+    async def published() -> dict[str, Any]:
+        try:
+            return await submit_order(settings, payload, timeout_s)
+        except asyncio.CancelledError:
+            name = order_id_of(payload) or "ORDER_ID"
+            raise NoAnswer(f"interrupted: a published order goes on, see `order-ledger history {name}`") from None
 
     payload = file.read()
     if not payload.strip():
         raise Failure(f"{file.name} is empty: there is no order to submit")
     settings = settings_of({"data": data})
     with failures():
-        outcome = asyncio.run(submit_order(settings, payload, timeout_s))
+        outcome = asyncio.run(published())
     if as_json:
         print_json(outcome)
     else:
