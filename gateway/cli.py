@@ -17,7 +17,7 @@ from gateway import cli_control, cli_ledger, cli_projections, cli_proof
 from gateway.cli_backup import backup, restore_command
 from gateway.cli_bench import bench
 from gateway.cli_chaos import chaos
-from gateway.cli_common import Failure, data_option, failures, json_option, print_json, settings_of
+from gateway.cli_common import Commands, Failure, data_option, failures, json_option, print_json, settings_of
 from gateway.cli_doctor import doctor
 from gateway.cli_sim import sim
 from gateway.config import OFF, Settings
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gateway.show import Answer
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(version("order-ledger"), prog_name="order-ledger")
 def cli() -> None:
     """Event-sourced order ledger and MetaTrader 5 gateway."""
@@ -92,7 +92,7 @@ def serve(
 
 @cli.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
-@click.option("--port", type=int, default=7000, show_default=True, help="The port (0 = any free).")
+@click.option("--port", type=click.IntRange(0, 65535), default=7000, show_default=True, help="The port (0 = any free).")
 @click.option("--file", "path", default="./hub.json", show_default=True, help="Where its configurations are kept.")
 @click.option("--nats", "nats_url", default="", envvar="NATS_URL", help="Where changes are told (NATS_URL).")
 def hub(host: str, port: int, path: str, nats_url: str) -> None:
@@ -126,25 +126,40 @@ def hub(host: str, port: int, path: str, nats_url: str) -> None:
 @data_option
 @json_option
 @click.option(
-    "--timeout", "timeout_s", type=float, default=30.0, show_default=True, help="Seconds to wait for the outcome."
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Seconds to wait for the outcome.",
 )
 def submit(file: Any, data: str | None, as_json: bool, timeout_s: float) -> None:
     """Publish the order in FILE (- for standard input), wait for its outcome and print it.
 
-    Exit code 0 when the order was filled, 3 when it ended otherwise, 1 when there was no outcome.
+    Exit code 0 when the order was filled, works at the broker, or did what it was to do; 3 when it ended otherwise,
+    1 when there was no outcome in time.
     """
-    from gateway.client import submit_order
-    from gateway.show import print_outcome
+    from gateway.client import NoAnswer, order_id_of, submit_order
+    from gateway.show import GOOD, print_outcome
+
+    async def published() -> dict[str, Any]:
+        try:
+            return await submit_order(settings, payload, timeout_s)
+        except asyncio.CancelledError:
+            name = order_id_of(payload) or "ORDER_ID"
+            raise NoAnswer(f"interrupted: a published order goes on, see `order-ledger history {name}`") from None
 
     payload = file.read()
+    if not payload.strip():
+        raise Failure(f"{file.name} is empty: there is no order to submit")
     settings = settings_of({"data": data})
     with failures():
-        outcome = asyncio.run(submit_order(settings, payload, timeout_s))
+        outcome = asyncio.run(published())
     if as_json:
         print_json(outcome)
     else:
         print_outcome(outcome)
-    sys.exit(0 if outcome.get("event") in ("order.filled", "order.partially_filled") else 3)
+    sys.exit(0 if outcome.get("event") in GOOD else 3)
 
 
 @cli.command()
@@ -162,6 +177,8 @@ def sql(query: str, data: str | None, as_json: bool) -> None:
     settings = settings_of({"data": data})
     found = clickhouse_endpoint(settings.data)
     asked = "JSONCompact"
+    if not query.strip():
+        raise Failure('the query is empty: write one such as "SELECT * FROM orders"')
     with failures():
         if settings.clickhouse_url == Secret(OFF):
             raise Failure("CLICKHOUSE_URL is off: there is nothing to ask")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gateway.cli_common import Failure, failures, json_option, print_json
+from gateway.cli_common import Commands, Failure, failures, json_option, print_json
 
 if TYPE_CHECKING:
     from gateway.bench_ledger import Result, StoreResult
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _POSTGRES = ("postgresql://", "postgres://")
 
 
-@click.group()
+@click.group(cls=Commands)
 def bench() -> None:
     """Measure how fast this machine is, on data that is removed at the end."""
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def chaos(seed: int, kills: int, keep: Path | None, as_json: bool) -> None:
     """Kill gateway, terminal and message bus (kill -9) while orders of every kind flow, and check every promise.
 
-    About half a second for each kill. Works on data of its own, with the simulated broker and its faults. Exit code
+    About a second for each kill. Works on data of its own, with the simulated broker and its faults. Exit code
     0 when every promise held, else 3, and the data folder is named.
     """
     from gateway.chaos.campaign import run

@@ -19,6 +19,16 @@ class Failure(click.ClickException):
         click.echo(f"order-ledger: {self.format_message()}", err=True)
 
 
+class Commands(click.Group):
+    """Lists its commands with their whole first sentence; click cuts it at the width of the terminal."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        whole = 1_000
+        rows = [(name, self.commands[name].get_short_help_str(whole)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
 def data_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--data",
@@ -44,6 +54,10 @@ def failures() -> Any:
         yield
     except (StartFailed, LedgerError, BusRefused, TerminalError, ConfigurationError, NoAnswer) as error:
         raise Failure(" ".join(str(error).split())) from None
+    except PermissionError as error:
+        raise Failure(
+            f"this user may not read or write {error.filename or 'a file'}: run it as the user of the service"
+        ) from None
     except KeyboardInterrupt:
         raise Failure("interrupted") from None
 

@@ -15,6 +15,9 @@ def _who_and_why(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _do(command: str, data: str | None, as_json: bool, by: str | None, **fields: Any) -> None:
+    for name in ("reason", "by"):
+        if (by if name == "by" else fields[name]) == "":
+            raise Failure(f"--{name} is empty: it is recorded, so write who or why")
     from gateway.operations import caller, control
     from gateway.queries import Declined
 
@@ -47,7 +50,7 @@ def _print_differences(found: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from gateway.show import console
+    from gateway.show_table import print_table
 
     rows = [*found.get("differences", ()), *(one | {"policy": "stands"} for one in found.get("standing", ()))]
     if not rows:
@@ -57,7 +60,7 @@ def _print_differences(found: dict[str, Any]) -> None:
         number, order = row.get("position_id", ""), row.get("order_id") or row.get("order_ticket", "")
         cells = (row["kind"], row["policy"], row.get("symbol", ""), number, order, row["ours"], row["brokers"])
         table.add_row(*(escape(str(cell)) for cell in cells))
-    console().print(table)
+    print_table(table)
 
 
 @click.command()
@@ -169,6 +172,8 @@ def query(
         symbol = name
     elif name is not None and what != "history":
         raise Failure(f"{what} takes no name: use --symbol to narrow it")
+    elif what in ("symbol", "tick") and symbol is None:
+        raise Failure(f"{what} needs the name of a symbol: order-ledger query {what} EURUSD")
     settings = settings_of({"data": data})
     with failures():
         start = parse_span(since, None).since if since is not None else None

@@ -44,7 +44,7 @@ def _print(rows: list[Any], *, show_all: bool) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from gateway.show import console
+    from gateway.show_table import print_table
 
     table = Table("", "trouble", "check", "found", "remedy", box=None, pad_edge=False)
     shown = [one for one in rows if show_all or one.status != "ok"]
@@ -52,6 +52,6 @@ def _print(rows: list[Any], *, show_all: bool) -> None:
         mark = f"[{_STYLES[one.status]}]{one.status}[/]"
         table.add_row(mark, escape(one.trouble), escape(one.name), escape(one.found), escape(one.remedy))
     if shown:
-        console().print(table)
+        print_table(table)
     well = sum(one.status == "ok" for one in rows)
     click.echo(f"{well} of {len(rows)} checks are well")

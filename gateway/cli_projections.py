@@ -54,10 +54,12 @@ def _target(settings: Settings) -> "tuple[Target, str]":
 
 @contextlib.contextmanager
 def _alone(settings: Settings) -> Iterator[None]:
-    """Holds the lock of the one process that writes the projections. Raises LedgerLocked when one runs."""
+    """Holds the lock of the one process that writes the projections. Raises LedgerLocked when one runs, LedgerError
+    where nothing was ever served."""
     from filelock import FileLock, Timeout
 
-    settings.data.mkdir(parents=True, exist_ok=True)
+    if not settings.data.is_dir():
+        raise LedgerError(f"there is no folder {settings.data}: start `order-ledger serve`, or name it by --data")
     lock = FileLock(projection_settings(settings).lock_file, thread_local=False)
     try:
         lock.acquire(timeout=0)
@@ -265,26 +267,25 @@ def _positions(settings: Settings, moment: datetime, by: str, *, shown: bool) ->
 def _print_positions(found: "list[Position]") -> None:
     from rich.table import Table
 
-    from gateway.show import console
+    from gateway.show_table import print_table
     from gateway.times import iso
 
-    out = console()
     if not found:
-        out.print("no positions")
+        click.echo("no positions")
         return
     table = Table(box=None, pad_edge=False)
     for name, justify in (
         ("position", "right"), ("symbol", "left"), ("side", "left"), ("lots", "right"), ("entry", "right"),
         ("profit", "right"), ("costs", "right"), ("opened (UTC)", "left"), ("closed (UTC)", "left"),
     ):  # fmt: skip
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]  # both are such words
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]  # both are such words
     for one in found:
         costs = one.commission + one.fee + one.swap
         table.add_row(
             str(one.position_id), one.symbol, one.side, _text(one.volume), _text(one.entry_price),
             _text(one.realized_profit), _text(costs), iso(one.opened_at), iso(one.closed_at) if one.closed_at else "",
         )  # fmt: skip
-    out.print(table)
+    print_table(table)
 
 
 def agreement(settings: Settings) -> list[dict[str, Any]]:

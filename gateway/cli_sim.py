@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import click
 
-from gateway.cli_common import Failure, data_option, failures, json_option, print_json, settings_of
+from gateway.cli_common import Commands, Failure, data_option, failures, json_option, print_json, settings_of
 
 _SIGNED: Final = {"ignore_unknown_options": True}  # -100 is a value
 _POSITION: Final = ("ticket", "symbol", "type", "volume", "price_open", "sl", "tp", "price_current", "swap", "profit",
@@ -16,7 +16,7 @@ _DEAL: Final = ("ticket", "order", "position_id", "symbol", "type", "entry", "re
                 "swap", "profit", "fee", "magic", "comment")  # fmt: skip
 
 
-@click.group()
+@click.group(cls=Commands)
 def sim() -> None:
     """The simulated MetaTrader 5: prices, trades by hand, faults. Only with TERMINAL=simulated."""
 
@@ -37,20 +37,20 @@ def _show(found: Any, as_json: bool, columns: Iterable[str] = ()) -> None:
         print_json(found)
         return
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    from gateway.show import console
+    from gateway.show_table import print_table
 
     if isinstance(found, dict):
         table = Table(box=None, show_header=False)
         for name, value in found.items():
             table.add_row(name, escape(_text(value)))
     else:
-        table = Table(*columns, box=None, pad_edge=False)
+        table = Table(*(Column(name, no_wrap=True) for name in columns), box=None, pad_edge=False)
         words = _words(columns)
         for row in found:
             table.add_row(*(escape(words.get((name, row[name]), _text(row[name]))) for name in columns))
-    console().print(table)
+    print_table(table)
 
 
 def _words(columns: Iterable[str]) -> dict[tuple[str, Any], str]:

@@ -15,7 +15,7 @@ from nats.aio.msg import Msg
 from gateway import nats_connection
 from gateway.config import Settings
 from gateway.run_file import GATEWAYS, read_run_file
-from ledger.intake import read_order
+from ledger.intake import MARKET_TYPES, read_order
 from ledger.values import subject_token
 
 CONNECT_S: Final = 5.0
@@ -121,21 +121,48 @@ async def publish(connection: Client, payload: bytes, timeout_s: float = 5.0) ->
         raise NoAnswer(f"the order was not taken by the message bus: {reason}") from None
 
 
+def settled(body: dict[str, Any]) -> bool:
+    """Whether news of an order are what its sender waits for: its end, or that it works at the broker."""
+    return bool(body.get("final")) or (
+        body.get("event") == "order.placed" and body.get("order_type", "buy") not in MARKET_TYPES
+    )
+
+
 async def submit_order(settings: Settings, payload: bytes, timeout_s: float) -> dict[str, Any]:
-    """Publishes the order and returns its outcome. Raises NoAnswer."""
+    """Publishes the order and returns its outcome, of a pending order that it works. Raises NoAnswer."""
     order_id = order_id_of(payload)
+    last: dict[str, Any] = {}
+
+    def wanted(body: dict[str, Any]) -> bool:
+        if (body.get("order_id") or None) != order_id:
+            return False
+        last.update(body)
+        return settled(body)
+
     connection = await connect(settings)
     try:
         news = News(connection)
         await news.open()
         await publish(connection, payload)
         try:
-            outcome, _ = await news.outcome(order_id, 0, timeout_s)
+            return await news.first(wanted, timeout_s)
         except TimeoutError:
-            what = f"order {order_id!r}" if order_id else "the message"
-            raise NoAnswer(
-                f"no outcome of {what} within {timeout_s:g} s; it is recorded: see `order-ledger history`"
-            ) from None
-        return outcome
+            raise NoAnswer(_no_outcome(order_id, last, timeout_s)) from None
     finally:
         await connection.close()
+
+
+def _no_outcome(order_id: str | None, last: dict[str, Any], timeout_s: float) -> str:
+    if order_id is None:
+        return f"no answer to the message within {timeout_s:g} s; it waits in the stream ORDERS: does the gateway run?"
+    if not last:
+        return (
+            f"no news of order {order_id} within {timeout_s:g} s; it waits in the stream ORDERS, and is taken when the "
+            "gateway runs"
+        )
+    said = last.get("description") or "; ".join(last.get("reasons") or ())
+    standing = f"{last.get('event', '')}: {said}" if said else str(last.get("event", ""))
+    return (
+        f"no outcome of order {order_id} within {timeout_s:g} s, it goes on ({standing}): "
+        f"see `order-ledger history {order_id}`"
+    )

@@ -33,6 +33,7 @@ from gateway.show import (
     progress_bar,
     rows_table,
 )
+from gateway.show_table import print_table
 
 READY_S: Final = 30.0
 STOP_S: Final = 8.0
@@ -97,7 +98,7 @@ def run_demo(keep: Path | None, *, as_json: bool, agree: Callable[[Settings], Ag
         settings = load({"data": str(folder)}, service.environment)
         report = asyncio.run(_send_all(settings, out))
         out.print()
-        out.print(_outcomes_table(report))
+        print_table(_outcomes_table(report), out)
         out.print()
         print_history(history_of(settings, "demo-01"))
         _show_clickhouse(settings, out)
@@ -229,7 +230,7 @@ def _show_clickhouse(settings: Settings, out: Console) -> None:
     def ask(query: str, title: str) -> None:
         answer = ask_http(url, query, database=database, format="JSONCompact")
         out.print()
-        out.print(rows_table(orjson.loads(answer.body), title))
+        print_table(rows_table(orjson.loads(answer.body), title), out)
 
     # The projection follows the ledger by a fraction of a second.
     deadline = time.monotonic() + AGREE_S

@@ -23,6 +23,7 @@ from ledger.order_events import (
     Fill,
     OrderChecked,
     OrderFailed,
+    OrderPlaced,
     OrderRefused,
     OrderRejected,
     OrderRequested,
@@ -106,13 +107,20 @@ def _words(event: Event) -> str:
             retcode = f"{event.result.retcode} {event.retcode_name}" if event.result else ""
             return f"order_check did not pass: {event.problem or retcode}"
         case SendStarted(request=request):
-            return f"attempt {event.attempt}: {_trade(request)}, magic {request.magic}, comment {request.comment}"
+            marks = "".join(f", {one}" for one in _named(request, ("magic", "comment"), zero=False))
+            return f"attempt {event.attempt}: {_trade(request)}{marks}"
         case BrokerAnswered():
             return _answer(event)
         case SendAbandoned():
             return f"attempt {event.attempt} did not reach the broker: {event.reason} ({event.code})"
         case OutcomeUnknown():
-            return f"attempt {event.attempt}: {event.reason} ({event.code})"
+            code = f" ({event.code})" if event.code else ""
+            return f"attempt {event.attempt}: {event.reason}{code}"
+        case OrderPlaced():
+            kind = (event.order_type or event.side).replace("_", " ")
+            price = f" at {_text(event.price)}" if event.price else ""
+            terms = "".join(f" {one}" for one in _named(event, ("stop_limit_price", "sl", "tp"), zero=False))
+            return f"{kind} {_text(event.volume)} {event.symbol}{price}{terms}, order {event.order_ticket}"
         case OutcomeProbed():
             seen = "traces found" if event.found else "nothing found"
             return f"attempt {event.attempt}: {seen}{'' if event.complete else ', incomplete'} {event.reason}".rstrip()

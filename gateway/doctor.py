@@ -82,7 +82,12 @@ def _dependencies(settings: Settings, found: Found) -> Iterator[Check]:
     yield check(
         "NATS", found.nats_error, _took(found.echo_s), "is the server up, is NATS_URL right, does the login fit?"
     )
-    yield check("ledger", found.ledger_error, f"{len(found.events)} newest events read", "run `order-ledger verify`")
+    yield check(
+        "ledger",
+        found.ledger_error,
+        f"{len(found.events)} newest events read",
+        "name its folder by --data, or run `order-ledger verify`",
+    )
     yield check("broker", found.broker_error, _took(found.broker_s), "see the trouble `connection failing` below")
     yield check(
         "ClickHouse",
@@ -151,7 +156,7 @@ def _connection(settings: Settings, found: Found) -> Iterator[Check]:
     lost = [event.reason for _, event in found.of(AccountDisconnected, LoginRefused)]
     yield check(
         "terminal's log",
-        f"lost {len(lost)} times lately, last: {lost[-1]}" if lost else "",
+        f"lost {_count(len(lost), 'time')} lately, last: {lost[-1]}" if lost else "",
         "no loss lately",
         "read the log of the service and the terminal's Journal tab at that time",
         warning=not found.broker_error,
@@ -167,7 +172,7 @@ def _connection(settings: Settings, found: Found) -> Iterator[Check]:
 def _rejected(found: Found) -> Iterator[Check]:
     check = _Trouble("orders rejected with 10013").check
     rejected = [event for _, event in found.of(OrderRejected) if event.retcode in INVALID]
-    count = f"{len(rejected)} orders lately; last: {rejected[-1].description}" if rejected else ""
+    count = f"{_count(len(rejected), 'order')} lately; last: {rejected[-1].description}" if rejected else ""
     requests = [event.request for _, event in found.of(OrderRequested) if event.request is not None]
     unknown = sorted(name for name, one in found.symbols.items() if "not known" in one.get("error", ""))
     yield check(
@@ -186,7 +191,7 @@ def _rejected(found: Found) -> Iterator[Check]:
     near += [reason for _, event in found.of(OrderRefused) for reason in event.reasons if STOPS.search(reason)]
     yield check(
         "SL and TP",
-        f"{len(near)} objections to stops, the last: {near[-1]}" if near else "",
+        f"{_count(len(near), 'objection')} to stops, the last: {near[-1]}" if near else "",
         "none refused for its stops",
         "keep them trade_stops_level points from the price, SL on the losing side: `order-ledger query symbol X`",
     )
@@ -247,7 +252,7 @@ def _fills(found: Found) -> Iterator[Check]:
     }  # fmt: skip
     yield check(
         "trade results",
-        f"the outcome of {len(unknown)} orders is unknown" if unknown else "",
+        f"the outcome of {_count(len(unknown), 'order')} is unknown" if unknown else "",
         "every send has its outcome",
         "see `order-ledger orders`, then `order-ledger resolve ORDER_ID`",
     )
@@ -287,7 +292,7 @@ def _positions(settings: Settings, found: Found) -> Iterator[Check]:
     missing = [one for report in reports for one in report.differences if one.kind == "fill_missing" and one.order_id]
     yield check(
         "fills recorded",
-        f"{len(missing)} fills came in by reconciliation only" if missing else "",
+        f"{_count(len(missing), 'fill')} came in by reconciliation only" if missing else "",
         "all came by themselves",
         "look at POLL_INTERVAL_S and at the connection at that time",
         warning=True,
@@ -301,7 +306,9 @@ def _positions(settings: Settings, found: Found) -> Iterator[Check]:
     by_hand = [event for _, event in found.of(ExternalDealObserved) if event.deal.symbol and event.deal.reason < 4]
     yield check(
         "trades by hand",
-        f"{len(by_hand)} deals lately that nobody here asked for, last {by_hand[-1].deal.ticket}" if by_hand else "",
+        f"{_count(len(by_hand), 'deal')} lately that nobody here asked for, last {by_hand[-1].deal.ticket}"
+        if by_hand
+        else "",
         "none lately",
         "find who trades on this account: by hand, or another program by its magic",
         warning=True,
@@ -364,6 +371,10 @@ def _latency(settings: Settings, found: Found) -> Iterator[Check]:
         "consider another server or broker",
         warning=True,
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _took(seconds: float | None) -> str:

@@ -84,8 +84,7 @@ async def gather(settings: Settings) -> Found:
     _look_at_service(settings, found)
     await asyncio.to_thread(_look_at_ledger, settings, found)
     await asyncio.gather(
-        _look_at_nats(settings, found),
-        _look_at_broker(settings, found),
+        _look_at_bus_and_broker(settings, found),
         asyncio.to_thread(_look_at_clickhouse, settings, found),
         asyncio.to_thread(_look_at_kafka, settings, found),
         asyncio.to_thread(_look_at_hub, settings, found),
@@ -131,6 +130,14 @@ def _configurations(store: EventStore, found: Found) -> list[ConfigurationAccept
     stream = account_stream(int(found.service["login"]))
     events = map(event_of, store.stream(stream, max(store.last_version(stream) - OF_ACCOUNT, 0)))
     return [one for one in events if isinstance(one, ConfigurationAccepted | ConfigurationRefused)]
+
+
+async def _look_at_bus_and_broker(settings: Settings, found: Found) -> None:
+    await _look_at_nats(settings, found)
+    if found.nats_error:
+        found.broker_error = "not asked: the gateway is asked over NATS, which does not answer"
+    else:
+        await _look_at_broker(settings, found)
 
 
 async def _look_at_nats(settings: Settings, found: Found) -> None:

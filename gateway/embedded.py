@@ -249,7 +249,8 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StartFailed(f"cannot create the data folder {folder}: {error.strerror}") from None
+        why = "a file stands in its place" if folder.is_file() else error.strerror
+        raise StartFailed(f"cannot create the data folder {folder}: {why}. Name another by --data") from None
 
 
 def lock_folder(folder: Path) -> FileLock:

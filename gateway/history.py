@@ -12,6 +12,7 @@ from rich.table import Table
 from gateway.config import Settings
 from gateway.describe import describe, targeted_by, targets_of
 from gateway.show import console, open_ledger
+from gateway.show_table import print_table
 from gateway.times import iso, with_iso_times
 from ledger.errors import LedgerDamaged, LedgerError
 from ledger.events import Envelope, Event, Recorded, decode, order_stream
@@ -227,11 +228,11 @@ def print_history(history: History) -> None:
     if not history.steps:
         return
     table = Table(box=None, pad_edge=False)
-    table.add_column("seq", justify="right", style="dim")
+    table.add_column("seq", justify="right", style="dim", no_wrap=True)
     table.add_column("recorded (UTC)", no_wrap=True)
-    table.add_column("+ms", justify="right", style="dim")
+    table.add_column("+ms", justify="right", style="dim", no_wrap=True)
     table.add_column("event", style="bold", no_wrap=True)
-    table.add_column("what", overflow="fold")
+    table.add_column("what", overflow="fold", min_width=30)
     table.add_column("state after", style="dim", no_wrap=True)
     first = history.steps[0].envelope.recorded_at
     one_day = len(_days(history)) == 1
@@ -245,7 +246,7 @@ def print_history(history: History) -> None:
             escape(describe(step.envelope.data)),
             step.state["status"],
         )
-    out.print(table)
+    print_table(table)
 
 
 def _days(history: History) -> list[str]:

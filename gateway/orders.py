@@ -13,6 +13,7 @@ from rich.table import Table
 from gateway.config import Settings
 from gateway.history import OrderFold, envelope_of
 from gateway.show import console, open_ledger, progress_bar
+from gateway.show_table import print_table
 from gateway.times import Span, iso
 from ledger.errors import LedgerDamaged, LedgerError
 from ledger.events import Checkpointed, Recorded, order_stream
@@ -244,6 +245,10 @@ def row_json(row: OrderRow) -> dict[str, Any]:
     }
 
 
+def _seconds(moment: datetime) -> str:
+    return iso(moment)[:19].replace("T", " ")
+
+
 def print_orders(rows: list[OrderRow], total: int) -> None:
     out = console()
     if not rows:
@@ -251,13 +256,14 @@ def print_orders(rows: list[OrderRow], total: int) -> None:
         return
     table = Table(box=None, pad_edge=False)
     for name in ("order", "state", "symbol", "side"):
-        table.add_column(name, no_wrap=name != "order", overflow="fold")
+        table.add_column(name, no_wrap=True)
     for name in ("volume", "filled", "avg price", "attempts"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name in ("created", "last event"):
+    for name in ("created (UTC)", "last event"):
         table.add_column(name, no_wrap=True)
     table.add_column("standing outcome", overflow="fold")
     for row in rows:
+        created, last = _seconds(row.created), _seconds(row.last_event_at)
         table.add_row(
             escape(row.order_id),
             row.status.value,
@@ -265,10 +271,10 @@ def print_orders(rows: list[OrderRow], total: int) -> None:
             escape(" ".join(part for part in (row.action if row.action != "open" else "", row.side) if part)),
             *("" if amount in (None, "0") else str(amount) for amount in (row.volume, row.filled, row.average_price)),
             str(row.attempts),
-            iso(row.created),
-            iso(row.last_event_at),
+            created,
+            last.removeprefix(f"{created[:10]} "),
             escape(row.outcome if row.topic == f"order.{row.status}" else f"{row.topic}: {row.outcome}"),
         )
-    out.print(table)
+    print_table(table)
     if len(rows) < total:
         out.print(f"the newest {len(rows)} of {total} orders; --limit 0 shows all", style="dim")

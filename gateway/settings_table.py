@@ -29,9 +29,12 @@ ABOUT: Final[dict[str, About]] = {
     "SERVICE_HOST": About("the address the service listens on and is registered with"),
     "SERVICE_PORT": About("the port of the service, 0 for any that is free"),
     "AUDITOR_TOKENS": About(
-        "bearer tokens that may read over HTTP, a comma list of `TOKEN` or `TOKEN@2027-01-31T00:00:00Z`"
+        "bearer tokens that may read over HTTP what was recorded, to the byte: "
+        "a comma list of `TOKEN` or `TOKEN@2027-01-31T00:00:00Z`"
     ),
-    "OPERATOR_TOKENS": About("bearer tokens that may also start a verification over HTTP, in the same form"),
+    "OPERATOR_TOKENS": About(
+        "bearer tokens that may read over HTTP how the service runs and what was recorded, in the same form"
+    ),
     "HTTP_REQUESTS_PER_S": About("requests a second that one address may make over HTTP"),
     "VERIFY_EVERY_S": About("how often the whole ledger is verified beside the service; 0: only when asked"),
     "OTEL_EXPORTER_OTLP_ENDPOINT": About("where spans of orders are sent (OTLP over HTTP); empty: nowhere"),
@@ -148,7 +151,9 @@ ABOUT: Final[dict[str, About]] = {
         "a loss of the day that halts trading until the next one, 0 for no limit", "limits.daily_loss", hot=True
     ),
     "MAX_QUOTE_AGE_S": About(
-        "refuse while the market's price is older, 0 for no limit", "limits.max_quote_age_seconds", hot=True
+        "a symbol without a new price for longer is told as closed, beside other reasons; 0: never",
+        "limits.max_quote_age_seconds",
+        hot=True,
     ),
     "HALT": About("a reason to halt trading; empty: this source lifts its halt", "halt.reason", hot=True),
     "HALT_CANCEL_ORDERS": About("a halt cancels our working orders, too", "halt.cancel_orders", hot=True),

@@ -22,6 +22,7 @@ from ledger.store import EventStore, open_store
 
 SQL_TIMEOUT_S: Final = 60.0
 WIDE: Final = 200
+GOOD: Final = ("order.placed", "order.partially_filled", "order.filled", "order.completed")  # of a request
 
 
 def console() -> Console:
@@ -44,8 +45,7 @@ def open_ledger(settings: Settings) -> EventStore:
 
 def print_outcome(outcome: dict[str, Any]) -> None:
     told = outcome_line(outcome)
-    good = ("order.placed", "order.partially_filled", "order.filled", "order.completed")
-    style = "green" if outcome.get("event") in good else "red"
+    style = "green" if outcome.get("event") in GOOD else "red"
     console().print(f"[{style}]{escape(told)}[/]", soft_wrap=True)
 
 
@@ -59,6 +59,11 @@ def outcome_line(outcome: dict[str, Any]) -> str:
             f"{outcome.get('symbol')} at {outcome.get('price')}, deal {outcome.get('deal')}, "
             f"position {outcome.get('position_id')}, commission {outcome.get('commission')}"
         )
+    if outcome.get("event") == "order.placed":
+        kind = str(outcome.get("order_type") or outcome.get("side")).replace("_", " ")
+        price = f" at {outcome['price']}" if "price" in outcome else ""
+        what = f"{outcome.get('volume')} {outcome.get('symbol')}{price}, order {outcome.get('ticket')}"
+        return f"{name}: placed{again}: {kind} {what}"
     # What ended without a deal and without an error has a status and no category.
     kind = outcome.get("category") or str(outcome.get("status", "")).lower()
     retcode = f"{outcome['retcode']} {outcome.get('retcode_name', '')}: " if outcome.get("retcode") else ""

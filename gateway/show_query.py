@@ -6,6 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gateway.show import console
+from gateway.show_table import print_table
 
 _COLUMNS: Final = {
     "positions": (
@@ -69,7 +70,7 @@ def _print_rows(name: str, rows: list[dict[str, Any]]) -> None:
         table.add_column(column.replace("_", " "), no_wrap=True)
     for row in rows:
         table.add_row(*(escape(_shown(column, row.get(column, ""))) for column in columns))
-    console().print(table)
+    print_table(table)
 
 
 def _shown(column: str, value: Any) -> str:

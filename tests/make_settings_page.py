@@ -9,7 +9,15 @@ from gateway.settings_table import ABOUT
 from gateway.variables import VARIABLES
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
-UNITS = {"_s": "s", "_minutes": "min", "_pips": "pips", "_points": "points", "_percent": "%", "_volume": "lots"}
+UNITS = {
+    "_per_s": "1/s",
+    "_s": "s",
+    "_minutes": "min",
+    "_pips": "pips",
+    "_points": "points",
+    "_percent": "%",
+    "_volume": "lots",
+}
 HEAD = """\
 # Settings
 

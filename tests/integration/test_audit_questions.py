@@ -184,6 +184,8 @@ async def test_what_happened_to_an_order(audit: Audit, ask: Any) -> None:
         "SELECT said FROM order_audit_trail WHERE order_id = 'malformed-1' AND event = 'order.refused'"
     )
     assert "volume" in refused["said"]
+    (said,) = await ask("SELECT count() AS n FROM order_audit_trail WHERE match(said, '^[0-9]+$')")
+    assert said["n"] == 0
 
 
 async def test_what_each_order_came_to_at_the_broker(audit: Audit, ask: Any) -> None:

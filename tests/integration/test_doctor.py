@@ -278,7 +278,7 @@ async def _(clinic: Clinic) -> AsyncIterator[Broken]:
 async def _(clinic: Clinic) -> AsyncIterator[Broken]:
     clinic.well.fault("error=-1*1")
     assert (await clinic.well.order("unknown"))["event"] == "order.outcome_unknown"
-    yield clinic.well, {}, "the outcome of 1 orders is unknown"
+    yield clinic.well, {}, "the outcome of 1 order is unknown"
 
 
 @breaks("fills are not told", "NATS by hand")
@@ -317,7 +317,7 @@ async def _(clinic: Clinic) -> AsyncIterator[Broken]:
 @breaks("positions differ", "fills recorded")
 async def _(clinic: Clinic) -> AsyncIterator[Broken]:
     await filled_behind_our_back(clinic.well, "late", price=0.9)
-    yield clinic.well, {}, "fills came in by reconciliation only"
+    yield clinic.well, {}, "came in by reconciliation only"
 
 
 @breaks("positions differ", "positions API")
@@ -336,7 +336,7 @@ async def _(clinic: Clinic) -> AsyncIterator[Broken]:
 async def _(clinic: Clinic) -> AsyncIterator[Broken]:
     clinic.well.window("trade", type="buy", symbol="EURUSD", volume=0.3)
     await clinic.well.reconcile()
-    yield clinic.well, {}, "deals lately that nobody here asked for"
+    yield clinic.well, {}, "lately that nobody here asked for"
 
 
 # --- the broker is slow ----------------------------------------------------------------------------------------------
@@ -393,7 +393,10 @@ async def test_a_ledger_that_is_none_and_a_service_that_does_not_run_are_named(t
     (tmp_path / "ledger.db").write_bytes(b"no database" * 1000)
     found = load({"data": str(tmp_path)}, {})
     wrong = {one.name: one for one in diagnose(found, await gather(found)) if one.trouble == "dependencies"}
-    assert (wrong["ledger"].status, wrong["ledger"].remedy) == ("failed", "run `order-ledger verify`")
+    assert (wrong["ledger"].status, wrong["ledger"].remedy) == (
+        "failed",
+        "name its folder by --data, or run `order-ledger verify`",
+    )
     assert (wrong["service"].status, wrong["service"].remedy) == (
         "failed",
         f"start `order-ledger serve --data {tmp_path}`",

@@ -186,3 +186,10 @@ async def test_the_examples_of_the_page_run_one_after_the_other_as_they_stand(se
     assert f"Ticket: {result.order}\n" in told
     events = orjson.loads(service.cli("history", "ord_12345", "--json").stdout)
     assert [one["topic"] for one in events][-1] == "order.filled"
+
+
+def test_the_page_gives_the_hub_all_that_its_examples_read():
+    given = re.search(r"-d '(.*?)'\n", EXAMPLES, re.DOTALL)
+    assert given is not None
+    connection = orjson.loads(given[1])["operational"]["mt5_connection"]
+    assert connection == CONFIG["operational"]["mt5_connection"]

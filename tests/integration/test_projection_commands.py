@@ -46,6 +46,17 @@ def test_a_rebuild_fills_empty_tables_and_verify_then_agrees(data: Path, history
     assert run_cli("verify", "--clickhouse", "--data", str(data)).returncode == 0
 
 
+@pytest.mark.parametrize("command", [["migrate"], ["migrate", "--dry-run"], ["rebuild"]])
+def test_a_misspelt_folder_is_refused_and_not_made(command: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "misspelt"
+    done = run_cli(*command, "--data", str(folder))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert (
+        done.stderr == f"order-ledger: there is no folder {folder}: start `order-ledger serve`, or name it by --data\n"
+    )
+    assert not folder.exists()
+
+
 def test_positions_are_told_as_known_and_as_they_were(data: Path, history: History) -> None:
     fills = [one for one in map(event_of, history.records) if isinstance(one, OrderPartiallyFilled | OrderFilled)]
     now = told(data, "positions", "--all")

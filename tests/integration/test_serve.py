@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 from ledger.store import open_store
-from tests.service import Listener, Service, market_order, run_cli, serving
+from tests.service import Listener, Service, market_order, run_cli, serving, until
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +179,54 @@ def test_submit_prints_the_outcome_of_an_order(service):
     refused = service.cli("submit", "-", "--json", stdin=orjson.dumps(market_order("cli-2", volume=0)).decode())
     assert refused.returncode == 3
     assert orjson.loads(refused.stdout)["category"] == "refused"
+
+
+def test_submit_does_not_wait_for_the_fill_of_an_order_that_works_at_the_broker(service):
+    order = market_order("cli-limit", order_type="buy_limit", price=1.0)
+    for again in ("", " (again: a duplicate)"):
+        done = service.cli("submit", "-", stdin=orjson.dumps(order).decode())
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(f"cli-limit: placed{again}: buy limit 0.01 EURUSD at 1, order ")
+    cancel = orjson.dumps({"order_id": "cli-cancel", "action": "cancel", "target_order_id": "cli-limit"}).decode()
+    done = service.cli("submit", "-", stdin=cancel)
+    assert (done.returncode, done.stdout) == (0, "cli-cancel: completed: 10009 DONE: cancel\n")
+
+
+def test_an_order_without_an_outcome_in_time_is_told_with_what_is_known_of_it(service):
+    service.cli("sim", "market", "GBPUSD", "quoting=off")
+    try:
+        order = orjson.dumps(market_order("cli-parked", symbol="GBPUSD")).decode()
+        done = service.cli("submit", "-", "--timeout", "1", stdin=order)
+    finally:
+        service.cli("sim", "market", "GBPUSD", "quoting=on")
+    assert done.returncode == 1
+    assert "no outcome of order cli-parked within 1 s, it goes on (order." in done.stderr
+    assert done.stderr.endswith("see `order-ledger history cli-parked`\n")
+
+
+async def test_who_interrupts_a_submit_is_told_that_the_order_goes_on(service, tmp_path):
+    service.cli("sim", "market", "GBPUSD", "quoting=off")
+    order = tmp_path / "order.json"
+    order.write_bytes(orjson.dumps(market_order("cli-int", symbol="GBPUSD")))
+    command = [sys.executable, "-m", "gateway.cli", "submit", str(order), "--data", str(service.folder)]
+    waiting = subprocess.Popen(  # noqa: ASYNC220
+        command, env=service.environment, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert await until(lambda: service.cli("history", "cli-int").returncode == 0, 30)
+        waiting.send_signal(signal.SIGINT)
+        _, told = waiting.communicate(timeout=30)
+    finally:
+        waiting.kill()
+        service.cli("sim", "market", "GBPUSD", "quoting=on")
+    assert waiting.returncode == 1
+    assert told == "order-ledger: interrupted: a published order goes on, see `order-ledger history cli-int`\n"
+
+
+def test_an_empty_file_is_no_order_and_is_not_published(service):
+    done = service.cli("submit", "-", stdin=" \n")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "order-ledger: <stdin> is empty: there is no order to submit\n"
 
 
 @pytest.mark.parametrize("order_id", ["a/b", "", "x" * 200])

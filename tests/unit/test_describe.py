@@ -11,6 +11,7 @@ from ledger.facts import Fact, OrderRequest, Raw
 from ledger.order_events import (
     BrokerAnswered,
     ConflictReceived,
+    OrderPlaced,
     OrderRefused,
     OrderRequested,
     OutcomeResolved,
@@ -93,7 +94,20 @@ def test_an_intent_and_its_answer_name_attempt_prices_tickets_and_return_code():
     ],
 )
 def test_a_request_that_opens_nothing_names_what_it_acts_on(request_, told):
-    assert f"attempt 1: {told}, magic" in describe(SendStarted(attempt=1, request=request_))
+    assert describe(SendStarted(attempt=1, request=request_)) == f"attempt 1: {told}"
+
+
+def test_a_working_order_is_told_as_it_was_asked_for():
+    placed = OrderPlaced(
+        symbol="EURUSD",
+        side="buy",
+        order_ticket=900,
+        order_type="buy_limit",
+        volume=Decimal("0.1"),
+        price=Decimal("1.07"),
+        sl=Decimal("1.06"),
+    )
+    assert describe(placed) == "buy limit 0.1 EURUSD at 1.07 sl 1.06, order 900"
 
 
 def test_a_fill_names_what_is_left_and_what_it_cost():
