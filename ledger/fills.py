@@ -19,6 +19,7 @@ from ledger.order_events import (
     OrderFilled,
     OrderPartiallyFilled,
 )
+from ledger.positions import ENTRY_INOUT
 from ledger.trade import ACTION_CLOSE_BY, TYPE_BUY, TYPE_SELL, ZERO, Deal
 from ledger.values import plain
 
@@ -172,6 +173,8 @@ def _mismatches(order: Order, deal: Deal, filled: Decimal) -> list[AnomalyDetect
         found.append(
             ("fill_attempt", f"deal {deal.ticket} carries magic {deal.magic}, attempt {order.attempt} has {sent.magic}")
         )
+    if deal.entry == ENTRY_INOUT and order.action == "close":
+        found.append(("fill_entry", f"deal {deal.ticket} closed position {deal.position_id} and opened its other side"))
     if filled > order.volume:
         found.append(("fill_volume", f"deal {deal.ticket} brings the volume to {filled} of {order.volume}"))
     limit = _worst_price(order)

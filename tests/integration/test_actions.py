@@ -68,6 +68,21 @@ async def test_a_netting_close_repeated_never_opens_the_other_side(netting: Desk
     assert netting.window("positions") == []
 
 
+async def test_a_netting_close_that_a_trade_by_hand_forestalled_is_flagged_where_it_opened_the_other_side(
+    netting: Desk,
+) -> None:
+    opened = await netting.open("o-1", volume=0.3)
+
+    def when_the_intent_is_durable() -> None:
+        if netting.topics("c-1")[-1:] == ["send_started"]:
+            netting.window("trade", type="sell", symbol="EURUSD", volume=0.2)
+
+    netting.ledger.tail.on_commit(when_the_intent_is_durable)
+    await netting.submit("c-1", action="close", position_id=opened.position_id)
+    assert (await netting.event("c-1", "order.anomaly_detected")).kind == "fill_entry"
+    assert [row["volume"] for row in netting.window("positions")] == [0.2]
+
+
 async def test_a_netting_close_waits_for_opening_orders_of_its_symbol(netting: Desk) -> None:
     opened = await netting.open("o-1", volume=0.3)
     netting.fault("delay=300ms*1")

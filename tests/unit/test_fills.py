@@ -16,6 +16,7 @@ from ledger.order_events import (
     OrderFilled,
     OrderPartiallyFilled,
 )
+from ledger.positions import ENTRY_INOUT
 from ledger.trade import TYPE_SELL, TargetImage
 from ledger.values import magic_of
 from tests.decider import (
@@ -356,6 +357,14 @@ def test_the_deal_of_a_close_must_be_of_the_position_it_closes(position_id, fits
     after = given(close_request, sent).when(deals(deal(type=TYPE_SELL, position_id=position_id)))
     flagged = [event.detail for event in after.events if isinstance(event, AnomalyDetected)]
     assert flagged == ([] if fits else [f"deal 1 is of position {position_id}, asked was 77"])
+
+
+def test_a_close_that_opened_the_other_side_is_flagged():
+    """On a netting account, where somebody reduced the position between the look at it and the send."""
+    sold = deal(type=TYPE_SELL, position_id=700, entry=ENTRY_INOUT)
+    assert given(close_request, close_sent).when(deals(sold)).the(AnomalyDetected).kind == "fill_entry"
+    meant = given(*sending).when(deals(sold))  # who opens may mean to turn the position
+    assert "fill_entry" not in {getattr(one, "kind", "") for one in meant.events}
 
 
 def test_the_deals_of_a_close_by_are_of_its_two_positions_on_either_side():
