@@ -141,6 +141,7 @@ def submit(file: Any, data: str | None, as_json: bool, timeout_s: float) -> None
     """
     from gateway.client import NoAnswer, order_id_of, submit_order
     from gateway.show import GOOD, print_outcome
+    from ledger.intake import read_order
 
     async def published() -> dict[str, Any]:
         try:
@@ -153,6 +154,8 @@ def submit(file: Any, data: str | None, as_json: bool, timeout_s: float) -> None
     if not payload.strip():
         raise Failure(f"{file.name} is empty: there is no order to submit")
     settings = settings_of({"data": data})
+    if ignored := read_order(payload).ignored:
+        click.echo(f"order-ledger: no field of an order, without effect: {', '.join(map(repr, ignored))}", err=True)
     with failures():
         outcome = asyncio.run(published())
     if as_json:

@@ -96,7 +96,8 @@ def _words(event: Event) -> str:
         case OrderRequested(request=None):
             return f"a message of {event.raw.size} bytes that could not be read as an order"
         case OrderRequested(request=OrderRequest() as request):
-            return _request(request)
+            ignored = f"; no field of an order: {', '.join(event.ignored)}" if event.ignored else ""
+            return _request(request) + ignored
         case OrderRefused():
             return f"{event.category}: {'; '.join(event.reasons)}"
         case OrderStale():

@@ -56,7 +56,8 @@ MOST_DIFFERENCES: Final = 20  # that one alert spells out
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The body of a message. `status` is the state seen upstream; `final` says that no other outcome follows.
     `slippage` is a price, positive when it went against us; `slippage_points` the same in points. `expiration` is in
-    seconds of the broker's own clock, as MetaTrader shows it; 0 is none."""
+    seconds of the broker's own clock, as MetaTrader shows it; 0 is none. `ignored`: fields of the order message that no
+    order has, so that a misspelt one is noticed."""
 
     event: str
     event_id: str
@@ -106,6 +107,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     category: str | None = None
     retriable: bool | None = None
     reasons: tuple[str, ...] | None = None
+    ignored: tuple[str, ...] | None = None
     attempts: int | None = None
     correlation_id: str | None = None
 
@@ -163,6 +165,7 @@ def outgoing(recorded: Recorded, envelope: Envelope) -> Outgoing | None:
                 ticket=request.order_ticket,
                 position_id=request.position_id,
                 target_order_id=request.target_order_id,
+                ignored=event.ignored or None,
             )
         case OrderRefused():
             return made(

@@ -142,6 +142,7 @@ def _receive(order: Order, command: ReceiveOrder) -> list[OrderEvent]:
                 symbol=received.symbol,
                 age_from=command.age_from,
                 accepted=not received.reasons,
+                ignored=received.ignored,
             )
         ]
         if received.reasons:

@@ -27,6 +27,8 @@ ORDER_TYPES: Final = (
 )
 FILLINGS: Final = ("fok", "ioc", "return", "boc")
 TIMES_IN_FORCE: Final = ("gtc", "day", "specified", "specified_day")
+MAX_IGNORED: Final = 16
+MAX_IGNORED_NAME: Final = 64
 
 # Beside order_id, what each action may name. What belongs to another action is an error of the sender, not noise:
 # an `open` with a `position_id` was probably meant to close.
@@ -131,6 +133,7 @@ class Received(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     raw: Raw
     correlation_id: str = ""
     causation_id: str = ""
+    ignored: tuple[str, ...] = ()  # fields that no order has; the first of them, and of each name the beginning
 
 
 def raw_of(payload: bytes) -> Raw:
@@ -275,6 +278,7 @@ def _outcome(
         raw=raw,
         correlation_id=(request.correlation_id or "") if request else "",
         causation_id=(request.causation_id or "") if request else "",
+        ignored=tuple(reader.ignored),
     )
 
 
@@ -284,6 +288,7 @@ class _Reader:
     def __init__(self, wire: dict[str, msgspec.Raw]) -> None:
         self.wire = wire
         self.reasons: list[str] = []
+        self.ignored: list[str] = []
 
     def request(self, order_id: str) -> OrderRequest:
         """What could be read, with a reason for every field that could not, is missing or should not be there."""
@@ -291,6 +296,8 @@ class _Reader:
         named = []
         for name, raw in self.wire.items():
             read = _FIELDS.get(name)
+            if read is None and name != "order_id" and len(self.ignored) < MAX_IGNORED:
+                self.ignored.append(shorten(name, MAX_IGNORED_NAME))
             if read is None or (token := bytes(raw)) == b"null":
                 continue
             named.append(name)

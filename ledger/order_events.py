@@ -11,7 +11,8 @@ class OrderRequested(Fact, frozen=True, kw_only=True, gc=False, tag="order.reque
     """A message named an order for the first time. `request` is None when it could not be understood: then
     OrderRefused follows. `content` is the digest of the economic fields (invariant I3). `age_from` is the time
     the order's age counts from: its `created_at`, or the time the message bus took it. `accepted` is False when
-    OrderRefused follows in the same commit."""
+    OrderRefused follows in the same commit. `ignored`: fields of the message that no order has, such as a misspelt
+    one; they have no effect."""
 
     request: OrderRequest | None
     content: str
@@ -19,6 +20,7 @@ class OrderRequested(Fact, frozen=True, kw_only=True, gc=False, tag="order.reque
     symbol: str = ""
     age_from: datetime | None = None
     accepted: bool = True
+    ignored: tuple[str, ...] = ()
 
 
 class DuplicateReceived(Fact, frozen=True, kw_only=True, gc=False, tag="order.duplicate_received"):

@@ -441,6 +441,9 @@ _MORE: Final[dict[str, Event]] = {
     "v1/account.configuration_accepted+waiting": ConfigurationAccepted(
         version="config-4", origin="hub", digest="78" * 32, waiting=("call_deadline_s",)
     ),
+    "v1/order.requested+ignored": OrderRequested(
+        request=_REQUEST, content="cd" * 32, raw=_RAW, symbol="EURUSD", age_from=_AT, ignored=("stoploss", "note")
+    ),
     "v1/order.send_started+before": SendStarted(
         attempt=2,
         request=_TRADE_REQUEST,

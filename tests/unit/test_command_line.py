@@ -29,6 +29,12 @@ def test_what_is_wrong_is_said_with_what_to_do(arguments: list[str], told: str, 
     assert told in done.stderr
 
 
+def test_a_field_that_no_order_has_is_named_before_the_order_is_published(tmp_path: Path) -> None:
+    misspelt = '{"order_id":"o-1","symbol":"EURUSD","order_type":"buy","volume":0.1,"stoploss":1.05}'
+    done = CliRunner().invoke(cli, ["submit", "-", "--data", str(tmp_path)], input=misspelt)
+    assert done.stderr.splitlines()[0] == "order-ledger: no field of an order, without effect: 'stoploss'"
+
+
 def test_what_this_user_may_not_read_is_named() -> None:
     with pytest.raises(Failure) as raised, failures():
         raise PermissionError(13, "Permission denied", "/data/audit/seals.jsonl")

@@ -130,3 +130,9 @@ def test_who_acted_on_an_order_is_an_order_and_not_a_probe():
     by = Invented(price=Decimal(1), not_before=datetime(2026, 3, 1, tzinfo=UTC), by="ord_2")
     assert targeted_by(by) == "ord_2"
     assert targeted_by(OutcomeResolved(attempt=1, resolution="absent", by="probe", evidence="e")) == ""
+
+
+def test_a_field_without_effect_is_told_with_the_request():
+    known = describe(requested(order_type="buy", symbol="EURUSD"))
+    misspelt = msgspec.structs.replace(requested(order_type="buy", symbol="EURUSD"), ignored=("stoploss",))
+    assert describe(misspelt) == f"{known}; no field of an order: stoploss"

@@ -9,7 +9,16 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from ledger.facts import MAX_RAW, OrderRequest
-from ledger.intake import ACTIONS, FILLINGS, ORDER_TYPES, TIMES_IN_FORCE, Received, read_order
+from ledger.intake import (
+    ACTIONS,
+    FILLINGS,
+    MAX_IGNORED,
+    MAX_IGNORED_NAME,
+    ORDER_TYPES,
+    TIMES_IN_FORCE,
+    Received,
+    read_order,
+)
 from tests.decider import message
 
 KNOWN = OrderRequest.__struct_fields__
@@ -235,6 +244,19 @@ def test_invalid_utf_8_in_a_field_is_malformed_and_in_an_unknown_one_harmless():
     assert "symbol is not valid text" in reasons(b'{"order_id":"a","symbol":"\xff"}')
     assert reasons(message()[:-1] + b',"note":"\xff"}') == ()
     assert "not a JSON object" in reasons(rb'{"order_id":"a","symbol":"\ud800"}')[0]  # half of a surrogate pair
+
+
+def test_a_field_that_no_order_has_is_named_and_has_no_effect():
+    misspelt = read_order(message()[:-1] + b',"stoploss":1.05,"note":null}')
+    assert (misspelt.reasons, misspelt.ignored) == ((), ("stoploss", "note"))
+    assert misspelt.request == read_order(message()).request
+    assert read_order(message()).ignored == ()
+
+
+def test_of_many_unknown_fields_the_first_are_named_and_of_a_long_name_the_beginning():
+    many = read_order(message()[:-1] + b"".join(b',"%d%s":1' % (one, b"x" * 300) for one in range(99)) + b"}")
+    assert len(many.ignored) == MAX_IGNORED
+    assert {len(name) for name in many.ignored} == {MAX_IGNORED_NAME}
 
 
 # --- hostile numbers --------------------------------------------------------------------------------------------

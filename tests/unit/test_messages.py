@@ -444,6 +444,12 @@ def test_an_accepted_request_is_pending_and_says_what_it_acts_on():
     assert cancel[1] == {"action": "cancel", "target_order_id": "o-0"}
 
 
+def test_an_accepted_request_names_the_fields_that_have_no_effect():
+    request = OrderRequest(order_id="o", symbol="EURUSD", order_type="buy", volume=Decimal(1))
+    event = OrderRequested(request=request, content="x", raw=raw_of(b"{}"), symbol="EURUSD", ignored=("stoploss",))
+    assert told(event)[1]["ignored"] == ["stoploss"]
+
+
 def test_a_refused_request_is_told_once_by_its_refusal():
     request = OrderRequest(order_id="o", symbol="EURUSD", order_type="buy", volume=Decimal(1))
     assert told(OrderRequested(request=request, content="x", raw=raw_of(b"{}"), accepted=False)) is None
