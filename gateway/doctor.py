@@ -35,7 +35,7 @@ from ledger.order_events import (
 )
 
 INVALID: Final = (10013, 10014, 10015, 10016, 10018, 10030)
-STOPS: Final = re.compile(r"\b(sl|tp)\b")  # in a reason of our own validation
+STOPS: Final = re.compile(r"(sl|tp)\b|.*\((sl|tp)\)$")  # a reason of our own validation
 PENDING_TYPES: Final = 2  # MetaTrader's order types from here on are pending ones
 OK: Final = "ok"
 WARNING: Final = "warning"
@@ -171,10 +171,13 @@ def _connection(settings: Settings, found: Found) -> Iterator[Check]:
 
 def _rejected(found: Found) -> Iterator[Check]:
     check = _Trouble("orders rejected with 10013").check
-    rejected = [event for _, event in found.of(OrderRejected) if event.retcode in INVALID]
+    rejected = [event for event in found.lately(OrderRejected) if event.retcode in INVALID]
     count = f"{_count(len(rejected), 'order')} lately; last: {rejected[-1].description}" if rejected else ""
-    requests = [event.request for _, event in found.of(OrderRequested) if event.request is not None]
-    unknown = sorted(name for name, one in found.symbols.items() if "not known" in one.get("error", ""))
+    requests = [event.request for event in found.lately(OrderRequested) if event.request is not None]
+    asked = {request.symbol for request in requests}
+    unknown = sorted(
+        name for name in asked & found.symbols.keys() if "not known" in found.symbols[name].get("error", "")
+    )
     yield check(
         "symbol names",
         f"the broker does not know {', '.join(unknown)}" if unknown else "",
@@ -188,14 +191,14 @@ def _rejected(found: Found) -> Iterator[Check]:
         "keep the volume within volume_min and volume_max, in steps of volume_step: `order-ledger query symbol X`",
     )
     near = [event.description for event in rejected if event.retcode == 10016]
-    near += [reason for _, event in found.of(OrderRefused) for reason in event.reasons if STOPS.search(reason)]
+    near += [reason for event in found.lately(OrderRefused) for reason in event.reasons if STOPS.match(reason)]
     yield check(
         "SL and TP",
         f"{_count(len(near), 'objection')} to stops, the last: {near[-1]}" if near else "",
         "none refused for its stops",
         "keep them trade_stops_level points from the price, SL on the losing side: `order-ledger query symbol X`",
     )
-    closed = [event.symbol for _, event in found.of(OrderRejected, OrderParked) if event.retcode == 10018]
+    closed = [event.symbol for event in found.lately(OrderRejected, OrderParked) if event.retcode == 10018]
     yield check(
         "market hours",
         f"the market of {', '.join(sorted(set(closed)))} was closed" if closed else "",

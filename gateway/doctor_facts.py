@@ -7,6 +7,7 @@ import socket
 import time
 import urllib.error
 import urllib.request
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import msgspec
@@ -32,6 +33,7 @@ from ledger.values import subject_token
 RECENT: Final = 5_000
 OF_ACCOUNT: Final = 2_000
 LOOK_S: Final = 5.0
+LATELY: Final = timedelta(hours=1)
 HUB_CONFIG: Final = "api/v1/config/mt5-connector"
 _MOST_SYMBOLS: Final = 10
 
@@ -50,6 +52,7 @@ class Found(msgspec.Struct, kw_only=True):
     published_seq: int = 0  # of the newest fill's message on its subject; 0: none there
     ledger_error: str = ""
     events: list[tuple[Recorded, Envelope]] = []
+    since: datetime = datetime.min.replace(tzinfo=UTC)  # what was recorded before this is no longer of today
     configurations: list[ConfigurationAccepted | ConfigurationRefused] = []  # the newest last
     account: dict[str, Any] | None = None
     broker_error: str = ""
@@ -68,6 +71,10 @@ class Found(msgspec.Struct, kw_only=True):
         """The newest events of these kinds, oldest first."""
         return [(recorded, envelope.data) for recorded, envelope in self.events if isinstance(envelope.data, kinds)]
 
+    def lately(self, *kinds: type) -> list[Any]:
+        """Those of `LATELY`: of what a sender did, and may have mended long ago."""
+        return [one.data for _, one in self.events if isinstance(one.data, kinds) and one.recorded_at >= self.since]
+
     @property
     def configuration(self) -> ConfigurationAccepted | None:
         """What the service runs by, or ran by last; None where that is not on record."""
@@ -80,7 +87,7 @@ class Found(msgspec.Struct, kw_only=True):
 
 async def gather(settings: Settings) -> Found:
     """Everything, each part within seconds; nothing of it raises."""
-    found = Found()
+    found = Found(since=datetime.now(UTC) - LATELY)
     _look_at_service(settings, found)
     await asyncio.to_thread(_look_at_ledger, settings, found)
     await asyncio.gather(
