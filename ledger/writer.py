@@ -465,7 +465,8 @@ class Ledger:
 
     async def _keep_guard(self) -> None:
         """Makes sure, every second, that this is still the only writer: its lock is held, and, while nothing is
-        committed here, nothing was committed by anybody else."""
+        committed here, nothing was committed by anybody else. A commit that is tried again and again may find that out
+        late: it waits for whoever holds the file, and that may be the other writer, time after time."""
         loop = asyncio.get_running_loop()
         seen = time.monotonic()
         try:
@@ -481,7 +482,9 @@ class Ledger:
                         raise
                     continue
                 seen = time.monotonic()
-                if head is not None and head.seq > before and self._seq == before and not self._taken:
+                if head is None or head.seq <= before or self._seq != before:
+                    continue
+                if not self._taken or decode(head).actor != self._sealer.actor:  # else it is the commit under way
                     raise LedgerFenced(
                         f"ledger {self._store.name}: another writer committed up to {head.seq}: this one stops"
                     )

@@ -404,6 +404,29 @@ class Unlocked(Store):
         return self.Lock()
 
 
+class Starved(Unlocked):
+    """Whose commits never get their turn, once the ledger is open."""
+
+    starving = False
+
+    def insert(self, batch):
+        if self.starving:
+            raise LedgerUnavailable("another program holds a transaction on it")
+        self._store.insert(batch)
+
+
+async def test_a_writer_that_never_gets_its_turn_notices_that_it_was_overtaken(place):
+    ledger = await opened(place, Starved)
+    ledger._store.starving = True
+    waiting = place_order(ledger, "ord_1")
+    thief = await opened(place, Unlocked)
+    await durable(place_order(thief, "ord_2"))
+    with pytest.raises(LedgerFenced, match="another writer committed"):
+        await asyncio.wait_for(waiting.durable, 5)  # long before a commit is given up
+    for one in (thief, ledger):
+        await one.close()
+
+
 async def test_an_idle_writer_that_was_overtaken_notices_within_two_seconds_and_says_so(place, ledger):
     thief = await opened(place, Unlocked)
     await durable(place_order(thief, "ord_1"))
