@@ -139,7 +139,7 @@ def submit(file: Any, data: str | None, as_json: bool, timeout_s: float) -> None
     Exit code 0 when the order was filled, works at the broker, or did what it was to do; 3 when it ended otherwise,
     1 when there was no outcome in time.
     """
-    from gateway.client import NoAnswer, order_id_of, submit_order
+    from gateway.client import NoAnswer, submit_order
     from gateway.show import GOOD, print_outcome
     from ledger.intake import read_order
 
@@ -147,15 +147,17 @@ def submit(file: Any, data: str | None, as_json: bool, timeout_s: float) -> None
         try:
             return await submit_order(settings, payload, timeout_s)
         except asyncio.CancelledError:
-            name = order_id_of(payload) or "ORDER_ID"
+            name = order.order_id or "ORDER_ID"
             raise NoAnswer(f"interrupted: a published order goes on, see `order-ledger history {name}`") from None
 
     payload = file.read()
     if not payload.strip():
         raise Failure(f"{file.name} is empty: there is no order to submit")
     settings = settings_of({"data": data})
-    if ignored := read_order(payload).ignored:
-        click.echo(f"order-ledger: no field of an order, without effect: {', '.join(map(repr, ignored))}", err=True)
+    order = read_order(payload)
+    if order.ignored:
+        names = ", ".join(map(repr, order.ignored))
+        click.echo(f"order-ledger: no field of an order, without effect: {names}", err=True)
     with failures():
         outcome = asyncio.run(published())
     if as_json:

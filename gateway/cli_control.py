@@ -15,8 +15,8 @@ def _who_and_why(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _do(command: str, data: str | None, as_json: bool, by: str | None, **fields: Any) -> None:
-    for name in ("reason", "by"):
-        if (by if name == "by" else fields[name]) == "":
+    for name, given in (("reason", fields["reason"]), ("by", by)):
+        if given == "":
             raise Failure(f"--{name} is empty: it is recorded, so write who or why")
     from gateway.operations import caller, control
     from gateway.queries import Declined

@@ -16,6 +16,7 @@ from aiohttp import web
 from nats.aio.client import Client
 
 from gateway.guarded import cancelled
+from gateway.hub import UPDATED
 
 _SERVICE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 CONNECT_S: Final = 1.0
@@ -90,7 +91,7 @@ class Teller:
         stored = self._state.configs[service]
         message = {name: stored[name] for name in ("service_name", "config", "version", "updated_at", "updated_by")}
         with contextlib.suppress(nats.errors.Error):
-            await self._connection.publish(f"config.update.{service}", orjson.dumps(message))
+            await self._connection.publish(UPDATED + service, orjson.dumps(message))
             await self._connection.flush(1)
 
     async def stop(self) -> None:

@@ -21,9 +21,9 @@ def print_table(table: Table, out: Console | None = None) -> None:
     """Prints the table. No number or name is cut or broken (`no_wrap` columns); texts fold. A pipe gets whole lines."""
     out = out or console()
     if not out.is_terminal:
-        whole = Console(file=io.StringIO(), width=ENDLESS, highlight=False, color_system=None)
-        whole.print(table)
-        out.file.write("".join(f"{line.rstrip()}\n" for line in _written(whole).splitlines()))
+        whole = io.StringIO()
+        Console(file=whole, width=ENDLESS, highlight=False, color_system=None).print(table)
+        out.file.write("".join(f"{line.rstrip()}\n" for line in whole.getvalue().splitlines()))
     elif fits(table, out.width):
         out.print(table)
     else:
@@ -66,8 +66,3 @@ def _paragraphs(table: Table, names: list[str], cells: list[Text]) -> Iterator[T
     if short := [one for is_short, one in told if is_short]:
         yield Text(", ").join(short)
     yield from (one for is_short, one in told if not is_short)
-
-
-def _written(out: Console) -> str:
-    assert isinstance(out.file, io.StringIO)
-    return out.file.getvalue()

@@ -226,14 +226,13 @@ class ClickHouseSink:
 
     def insert_blocks(self, blocks: dict[str, list[bytes]]) -> None:
         """The same of rows that are blocks already; all blocks of a table in one insert. Empties the lists."""
+        client, settings = self.opened(), self._settings
+        if _DEDUPLICATE not in client.server_settings:
+            settings = {name: value for name, value in settings.items() if name != _DEDUPLICATE}
         for table in TABLES:
             if table.name in blocks:
                 data = b"".join(blocks[table.name])
                 blocks[table.name].clear()
-                client = self.opened()
-                settings = self._settings
-                if _DEDUPLICATE not in client.server_settings:
-                    settings = {name: value for name, value in settings.items() if name != _DEDUPLICATE}
                 client.raw_insert(self.table(table), list(table.columns), data, settings=settings, fmt="Native")
 
     def table(self, table: Table, suffix: str | None = None) -> str:
