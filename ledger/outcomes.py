@@ -65,13 +65,15 @@ def completed(order: Order, result: TradeResult | None = None, retcode_name: str
 
 
 def provisional(order: Order, result: TradeResult) -> Deal:
-    """A fill known from the result alone: no costs yet, completed when the deal shows."""
+    """A fill known from the result alone: no costs yet, completed when the deal shows. A result names one deal and the
+    volume of all, so what is known of the others is taken off; where they are more than it tells, they came later."""
     sent = order.sent
+    uncounted = plain((result.volume or order.volume) - order.filled_volume)
     return Deal(
         ticket=result.deal,
         type=sent.type % 2 if sent else 0,
         position_id=(sent.position if sent else 0) or result.order,
-        volume=result.volume or order.remaining,
+        volume=uncounted if uncounted > ZERO else result.volume,
         price=result.price,
     )
 

@@ -205,6 +205,24 @@ def test_a_provisional_fill_without_a_volume_counts_as_all_that_is_left():
     given(*partly).when(answer("success", deal=55)).then(BrokerAnswered, OrderFilled).and_order(filled_volume=D("0.3"))
 
 
+@pytest.mark.parametrize(
+    ("known", "told", "counted", "filled_volume"),
+    [
+        ("0.2", "0.3", "0.1", "0.3"),  # the other deal of two, shown before the answer came
+        ("0.1", "0.2", "0.1", "0.2"),
+        ("0.2", "0.1", "0.1", "0.3"),  # a deal that came after what the answer tells
+    ],
+)
+def test_a_provisional_fill_counts_what_is_not_counted_yet(
+    known: str, told: str, counted: str, filled_volume: str
+) -> None:
+    early = deals(deal(56, volume=D(known)))
+    after = given(*sending).when(early, answer("success", deal=55, volume=D(told)))
+    assert [one.volume for one in after.order.deals] == [D(known), D(counted)]
+    assert after.order.filled_volume == D(filled_volume)
+    assert not [one for one in after.events if isinstance(one, AnomalyDetected)]
+
+
 def test_a_provisional_fill_of_a_close_is_of_the_position_it_closes():
     fill = given(close_request, close_sent).when(answer("success", deal=55)).the(OrderFilled)
     assert (fill.side, fill.position_id) == ("sell", 700)
