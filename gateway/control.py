@@ -13,6 +13,7 @@ from gateway.errands import Errand, Errands, cancel_order, close_position
 from gateway.halts import OPERATOR, Halts
 from gateway.queries import Declined, halts_of
 from gateway.reconcile import told
+from gateway.sync import Sync
 from gateway.times import iso
 from ledger.account_events import AccountReconciled, ControlReceived
 from ledger.commands import ResolveOutcome
@@ -32,7 +33,7 @@ class Control:
     """What changes only the ledger works without the rest: `errands`, `open_now`, `take`, `reconcile` and `reconnect`
     belong to a running gateway. `open_now` tells what is open at the broker; `take` drives an order on that has
     changed; `reconcile` compares our view with the broker's and tells what it found; `reconnect` connects to the broker
-    again and tells why that failed, if it did."""
+    again and tells why that failed, if it did; `sync` follows the account, and knows which orders the broker has."""
 
     def __init__(
         self,
@@ -45,10 +46,11 @@ class Control:
         take: Callable[[str, Cause], None] | None = None,
         reconcile: Callable[[Cause], Awaitable[AccountReconciled]] | None = None,
         reconnect: Callable[[], Awaitable[str]] | None = None,
+        sync: Sync | None = None,
     ) -> None:
         self._ledger, self._halts, self._clock = ledger, halts, clock
         self._errands, self._open_now, self._take, self._reconcile = errands, open_now, take, reconcile
-        self._reconnect = reconnect
+        self._reconnect, self._sync = reconnect, sync
 
     async def call(self, command: str, payload: bytes, subject: str, *, enabled: bool = True) -> api.ControlAnswer:
         """Records the call and does it. Raises Declined; what was refused is recorded all the same."""
@@ -187,12 +189,21 @@ class Control:
             raise Declined("400", "order_ticket is missing: under which ticket was it found?")
         if asked.resolution != "found" and asked.order_ticket:
             raise Declined("400", f"order_ticket does not belong to {asked.resolution}")
+        if asked.order_ticket and self._sync is None:
+            raise Declined("503", "no gateway runs: start `order-ledger serve`, the ticket is looked up at the broker")
         command = ResolveOutcome(
             resolution=asked.resolution,
             reason=shorten(f"{asked.by}: {asked.reason}", 256),
             order_ticket=asked.order_ticket or 0,
         )
-        executed = self._ledger.execute(order.order_id, command, cause)
+        if asked.order_ticket and self._sync is not None:
+            async with self._sync.lock:  # its deals are nobody's until it is named
+                if problem := await self._sync.objection(order.order_id, asked.order_ticket):
+                    raise Declined("409", problem)
+                executed = self._ledger.execute(order.order_id, command, cause)
+                self._sync.named(executed.order)
+        else:
+            executed = self._ledger.execute(order.order_id, command, cause)
         await executed.durable
         if self._take is not None and executed.order.is_open:
             self._take(order.order_id, cause)
