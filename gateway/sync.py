@@ -94,6 +94,7 @@ class Sync:
         for ticket, order_id in self._followed.named.items():
             self._owners.know(order_id, ticket)
         self._submitter.on_answer = self.answered
+        self._submitter.closes.owners_of = self.owners_of
         self._connection.on_change(self._connection_changed)
         if after is not None:
             after()
@@ -320,7 +321,8 @@ class Sync:
             deals |= {deal.ticket: deal for deal in view.deals if deal.order == row.ticket}
         owners = await self.owners_of(tuple(deals.values()))
         recorded = {one: self._followed.recorded_for(one) for one in deals}
-        counted, ours = [], []
+        counted: list[Deal] = []
+        ours: list[Deal] = []
         for ticket, deal in sorted(deals.items()):
             before = recorded[ticket] is None and not self._followed.may_be_unrecorded(deal)
             elsewhere = owners[ticket] != order.order_id or before or deal.time_msc < self.created_msc
