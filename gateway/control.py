@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from gateway import interface as api
 from gateway.broker import Activity, TerminalError
-from gateway.errands import Errand, Errands, cancel_order, close_position
+from gateway.errands import Errand, Errands, cancel_order, close_position, withdraw_order
 from gateway.halts import OPERATOR, Halts
 from gateway.queries import Declined, halts_of
 from gateway.reconcile import told
@@ -20,9 +20,9 @@ from ledger.commands import ResolveOutcome
 from ledger.errors import LedgerError
 from ledger.events import Source, account_stream
 from ledger.intake import raw_of
-from ledger.order import Order, Status
+from ledger.order import IDLE, Order, Status
 from ledger.trade import ACTION_MODIFY, ACTION_REMOVE, ACTION_SLTP
-from ledger.values import shorten
+from ledger.values import order_hash, shorten
 from ledger.writer import Cause, Committed, Ledger
 
 # Requests that leave no order of their own at the broker.
@@ -159,21 +159,34 @@ class Control:
             raise Declined("503", "no gateway runs: start `order-ledger serve`, positions are closed through it")
         activity = await self._open_now()
         mark = asked.request_id or uuid.uuid4().hex[:16]
-        wanted = [
+        unsent = [
+            order
+            for order in self._ledger.open_orders.values()
+            if order.status in IDLE and order.action == "open" and asked.symbol in (None, order.symbol)
+        ]
+        closing = [
             close_position(f"close-all.{mark}.{one.identifier}", one.identifier, one.symbol)
             for one in activity.positions
             if asked.symbol in (None, one.symbol)
         ]
-        closes = len(wanted)
-        if asked.cancel_orders:
-            wanted += [
+        cancelling = []
+        if asked.cancel_orders:  # what was not sent yet first: it would open behind the closes
+            cancelling = [
+                withdraw_order(f"cancel-all.{mark}.{order_hash(one.order_id):014x}", one.order_id, one.symbol)
+                for one in unsent
+            ]
+            cancelling += [
                 cancel_order(f"cancel-all.{mark}.{one.ticket}", one.ticket, one.symbol)
                 for one in activity.orders
                 if asked.symbol in (None, one.symbol)
             ]
-        given = await self._errands.give(wanted, cause)
+        given = await self._errands.give([*cancelling, *closing], cause)
         refused = sum(bool(one.reasons) for one in given)
-        told = f"{closes} closes and {len(wanted) - closes} cancels given" + (f", {refused} refused" if refused else "")
+        told = f"{len(closing)} closes and {len(cancelling)} cancels given" + (
+            f", {refused} refused" if refused else ""
+        )
+        if unsent and not asked.cancel_orders:
+            told += f"; {len(unsent)} orders are not sent yet and may still open: halt, or cancel_orders"
         return told, given
 
     async def _resolve(self, asked: api.Resolve, cause: Cause) -> str:

@@ -106,7 +106,8 @@ class Resume(Ordered, frozen=True, kw_only=True):
 
 class CloseAll(Ordered, frozen=True, kw_only=True):
     """Closes every open position, all or of one symbol, by ordinary orders of their own. `cancel_orders`: cancels
-    the working orders too. It does not halt: halt first, or new ones may open behind it."""
+    the working orders too, and opening ones that were not sent yet. It does not halt: halt first, or new ones may open
+    behind it."""
 
     symbol: _Symbol | None = None
     cancel_orders: bool = False
