@@ -134,7 +134,7 @@ def reconnect(reason: str, by: str | None, data: str | None, as_json: bool) -> N
     type=click.Choice(["found", "absent", "abandoned"]),
     help="It is at the broker; it is not; nobody will ever know.",
 )
-@click.option("--ticket", type=click.IntRange(min=1), help="The broker's order ticket of a found order.")
+@click.option("--ticket", type=click.IntRange(1, 2**64 - 1), help="The broker's order ticket of a found order.")
 @_who_and_why
 @data_option
 @json_option
