@@ -1,6 +1,5 @@
-# python check_proof.py proof.json [trusted.pem …]: needs Python 3.10 and OpenSSL 3, nothing else; see proofs.md.
+"""python check_proof.py proof.json [trusted.pem …]: needs Python 3.10 and OpenSSL 3, nothing else; see proofs.md."""
 import base64, hashlib, json, pathlib, struct, subprocess, sys, tempfile  # noqa: E401, I001
-
 
 def need(condition: object, problem: str) -> object:
     return condition or sys.exit(f"NOT PROVEN: {problem}")
@@ -53,6 +52,7 @@ def check(text: str, trusted: list) -> str:
 
 
 if __name__ == "__main__":
+    sys.argv[1:2] in ([], ["-h"], ["--help"]) and sys.exit(print(__doc__) if sys.argv[1:] else __doc__)  # noqa: T201
     try:
         trust = [base64.b64decode(pathlib.Path(name).read_text().split("-----")[2]) for name in sys.argv[2:]]
         sys.exit(print(check(pathlib.Path(sys.argv[1]).read_text("utf-8"), trust)))  # noqa: T201

@@ -96,7 +96,6 @@ def restore_command(
         at the broker before the second.
         """
         from ledger.errors import BackupUnusable
-        from ledger.store import open_store
 
         settings = settings_of({"data": data})
         if (folder is not None) + from_kafka + (from_audit_files is not None) != 1:
@@ -116,7 +115,7 @@ def restore_command(
                 put_back = _from_files(logs[0], read_audit, watch)
             else:
                 put_back = _from_backup(_path(str(folder)), logs, read_audit, watch)
-            with contextlib.closing(open_store(settings.ledger_url.reveal())) as store:
+            with _to_be_filled(settings.ledger_url.reveal()) as store:
                 found = put_back(store)
                 line = f"restored {found.last_seq} events into {store.name}, verified"
         if as_json:
@@ -125,6 +124,39 @@ def restore_command(
             _print(line, f"head {found.head}")
 
     return restore
+
+
+@contextlib.contextmanager
+def _to_be_filled(url: str) -> Iterator["EventStore"]:
+    """The ledger to restore into. A file made for it is taken away again when nothing came of it: a later start
+    would find an emptied ledger there."""
+    from ledger.errors import LedgerError
+    from ledger.store import open_store, sqlite_path
+
+    path = sqlite_path(url)
+    made = path if path is not None and not path.exists() else None
+    store = open_store(url)
+    try:
+        yield store
+    except BaseException:
+        with contextlib.suppress(LedgerError):
+            if made is not None:
+                _remove_empty(store, made)
+        raise
+    finally:
+        store.close()
+
+
+def _remove_empty(store: "EventStore", path: Path) -> None:
+    """Unless somebody else is at work on it or has been."""
+    lock = store.lock()
+    try:
+        if store.head() is None:
+            store.close()
+            for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
+                path.with_name(name).unlink(missing_ok=True)
+    finally:
+        lock.release()
 
 
 def _from_backup(

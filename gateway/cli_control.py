@@ -87,7 +87,7 @@ def resume(reason: str, by: str | None, data: str | None, as_json: bool) -> None
 @click.command("close-all")
 @_who_and_why
 @click.option("--symbol", metavar="X", help="Only positions of this symbol.")
-@click.option("--cancel-orders", is_flag=True, help="Cancel the working orders too.")
+@click.option("--cancel-orders", is_flag=True, help="Cancel the working orders too, and opening ones not sent yet.")
 @click.option("--request-id", metavar="ID", help="The same id again closes nothing twice.")
 @data_option
 @json_option
@@ -134,7 +134,7 @@ def reconnect(reason: str, by: str | None, data: str | None, as_json: bool) -> N
     type=click.Choice(["found", "absent", "abandoned"]),
     help="It is at the broker; it is not; nobody will ever know.",
 )
-@click.option("--ticket", type=click.IntRange(min=1), help="The broker's order ticket of a found order.")
+@click.option("--ticket", type=click.IntRange(1, 2**64 - 1), help="The broker's order ticket of a found order.")
 @_who_and_why
 @data_option
 @json_option

@@ -8,8 +8,20 @@ import click
 import orjson
 
 from gateway.cli_common import Failure, data_option, failures, json_option, print_json, settings_of
+from gateway.config import Settings
 
 _TIME = "ISO 8601, UTC without a zone"
+
+
+def _end_unless_sound(settings: Settings, order_id: str) -> None:
+    """What was printed is what is stored: ends with 2, as `verify` does, where its seals say that it is not what was
+    recorded."""
+    from gateway.history import unsound
+
+    if problem := unsound(settings, order_id):
+        sys.stdout.flush()
+        click.echo(f"order-ledger: NOT SOUND: {problem}: run `order-ledger verify`", err=True)
+        sys.exit(2)
 
 
 @click.command()
@@ -36,12 +48,13 @@ def history(order_id: str, as_of: str | None, raw: bool, data: str | None, as_js
         if raw:
             for state in raw_history(settings, order_id, moment):
                 sys.stdout.buffer.write(state + b"\n")
-            return
-        found = history_of(settings, order_id, moment)
-    if as_json:
-        print_json(found.as_json())
-    else:
-        print_history(found)
+        else:
+            found = history_of(settings, order_id, moment)
+            if as_json:
+                print_json(found.as_json())
+            else:
+                print_history(found)
+        _end_unless_sound(settings, order_id)
 
 
 @click.command()
@@ -118,7 +131,8 @@ def export(
     """Write all events of a span of time to a file, in the order of the ledger.
 
     Spans that meet (--until of one is --since of the next) leave no event out and hold none twice. With --json the
-    summary is JSON; it goes to standard error when the events go to standard output.
+    summary is JSON; it goes to standard error when the events go to standard output. What is stored is written as it
+    is: `verify` tells whether it is sound. Of one order the seals over its events are checked.
     """
     from gateway.export import Wanted, print_exported
     from gateway.export import export as run
@@ -134,3 +148,6 @@ def export(
         )
         done = run(settings, wanted, progress=not as_json and (path is not None or not sys.stdout.isatty()))
     print_exported(done, as_json=as_json)
+    if order_id:
+        with failures():
+            _end_unless_sound(settings, order_id)

@@ -225,9 +225,25 @@ def _toml(
         if named:
             problems.append(f"the configuration file {path} does not exist")
     except (OSError, ValueError, RecursionError) as error:
+        if not named and not _may_enter(data):
+            problems.append(
+                f"this user may not enter the data folder {data}: run it as the user of the service, or name another "
+                "by --data"
+            )
+            return {}
         reason = getattr(error, "strerror", None) or str(error)
         problems.append(f"the configuration file {path} cannot be read: {reason}")
     return {}
+
+
+def _may_enter(folder: Path) -> bool:
+    try:
+        os.stat(f"{folder}/.")
+    except PermissionError:
+        return False
+    except OSError:
+        pass  # it is not there, or no folder: others say so
+    return True
 
 
 def _places() -> dict[str, Place]:

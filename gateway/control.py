@@ -9,19 +9,20 @@ from typing import Any, Final
 
 from gateway import interface as api
 from gateway.broker import Activity, TerminalError
-from gateway.errands import Errand, Errands, cancel_order, close_position
+from gateway.errands import Errand, Errands, cancel_order, close_position, withdraw_order
 from gateway.halts import OPERATOR, Halts
 from gateway.queries import Declined, halts_of
 from gateway.reconcile import told
+from gateway.sync import Sync
 from gateway.times import iso
 from ledger.account_events import AccountReconciled, ControlReceived
 from ledger.commands import ResolveOutcome
 from ledger.errors import LedgerError
 from ledger.events import Source, account_stream
 from ledger.intake import raw_of
-from ledger.order import Order, Status
+from ledger.order import IDLE, Order, Status
 from ledger.trade import ACTION_MODIFY, ACTION_REMOVE, ACTION_SLTP
-from ledger.values import shorten
+from ledger.values import order_hash, shorten
 from ledger.writer import Cause, Committed, Ledger
 
 # Requests that leave no order of their own at the broker.
@@ -32,7 +33,7 @@ class Control:
     """What changes only the ledger works without the rest: `errands`, `open_now`, `take`, `reconcile` and `reconnect`
     belong to a running gateway. `open_now` tells what is open at the broker; `take` drives an order on that has
     changed; `reconcile` compares our view with the broker's and tells what it found; `reconnect` connects to the broker
-    again and tells why that failed, if it did."""
+    again and tells why that failed, if it did; `sync` follows the account, and knows which orders the broker has."""
 
     def __init__(
         self,
@@ -45,10 +46,11 @@ class Control:
         take: Callable[[str, Cause], None] | None = None,
         reconcile: Callable[[Cause], Awaitable[AccountReconciled]] | None = None,
         reconnect: Callable[[], Awaitable[str]] | None = None,
+        sync: Sync | None = None,
     ) -> None:
         self._ledger, self._halts, self._clock = ledger, halts, clock
         self._errands, self._open_now, self._take, self._reconcile = errands, open_now, take, reconcile
-        self._reconnect = reconnect
+        self._reconnect, self._sync = reconnect, sync
 
     async def call(self, command: str, payload: bytes, subject: str, *, enabled: bool = True) -> api.ControlAnswer:
         """Records the call and does it. Raises Declined; what was refused is recorded all the same."""
@@ -157,21 +159,34 @@ class Control:
             raise Declined("503", "no gateway runs: start `order-ledger serve`, positions are closed through it")
         activity = await self._open_now()
         mark = asked.request_id or uuid.uuid4().hex[:16]
-        wanted = [
+        unsent = [
+            order
+            for order in self._ledger.open_orders.values()
+            if order.status in IDLE and order.action == "open" and asked.symbol in (None, order.symbol)
+        ]
+        closing = [
             close_position(f"close-all.{mark}.{one.identifier}", one.identifier, one.symbol)
             for one in activity.positions
             if asked.symbol in (None, one.symbol)
         ]
-        closes = len(wanted)
-        if asked.cancel_orders:
-            wanted += [
+        cancelling = []
+        if asked.cancel_orders:  # what was not sent yet first: it would open behind the closes
+            cancelling = [
+                withdraw_order(f"cancel-all.{mark}.{order_hash(one.order_id):014x}", one.order_id, one.symbol)
+                for one in unsent
+            ]
+            cancelling += [
                 cancel_order(f"cancel-all.{mark}.{one.ticket}", one.ticket, one.symbol)
                 for one in activity.orders
                 if asked.symbol in (None, one.symbol)
             ]
-        given = await self._errands.give(wanted, cause)
+        given = await self._errands.give([*cancelling, *closing], cause)
         refused = sum(bool(one.reasons) for one in given)
-        told = f"{closes} closes and {len(wanted) - closes} cancels given" + (f", {refused} refused" if refused else "")
+        told = f"{len(closing)} closes and {len(cancelling)} cancels given" + (
+            f", {refused} refused" if refused else ""
+        )
+        if unsent and not asked.cancel_orders:
+            told += f"; {len(unsent)} orders are not sent yet and may still open: halt, or cancel_orders"
         return told, given
 
     async def _resolve(self, asked: api.Resolve, cause: Cause) -> str:
@@ -187,12 +202,21 @@ class Control:
             raise Declined("400", "order_ticket is missing: under which ticket was it found?")
         if asked.resolution != "found" and asked.order_ticket:
             raise Declined("400", f"order_ticket does not belong to {asked.resolution}")
+        if asked.order_ticket and self._sync is None:
+            raise Declined("503", "no gateway runs: start `order-ledger serve`, the ticket is looked up at the broker")
         command = ResolveOutcome(
             resolution=asked.resolution,
             reason=shorten(f"{asked.by}: {asked.reason}", 256),
             order_ticket=asked.order_ticket or 0,
         )
-        executed = self._ledger.execute(order.order_id, command, cause)
+        if asked.order_ticket and self._sync is not None:
+            async with self._sync.lock:  # its deals are nobody's until it is named
+                if problem := await self._sync.objection(order.order_id, asked.order_ticket):
+                    raise Declined("409", problem)
+                executed = self._ledger.execute(order.order_id, command, cause)
+                self._sync.named(executed.order)
+        else:
+            executed = self._ledger.execute(order.order_id, command, cause)
         await executed.durable
         if self._take is not None and executed.order.is_open:
             self._take(order.order_id, cause)

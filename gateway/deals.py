@@ -11,18 +11,20 @@ from typing import Any, Final, NamedTuple
 
 from ledger.account_events import DealsFollowed, ExternalDealObserved
 from ledger.events import Recorded, account_stream, decode, event_of
-from ledger.order_events import DealFact, FillCorrected, OrderFilled, OrderPartiallyFilled
+from ledger.order_events import DealFact, FillCorrected, OrderFilled, OrderPartiallyFilled, OutcomeResolved
 from ledger.store import EventStore
 from ledger.trade import DEAL_REASON_EXPERT, TYPE_SELL, BrokerOrder, Deal
 from ledger.values import order_hash
 
 MAX_KEPT: Final = 100_000
 MAX_TICKETS: Final = 5_000
+MAX_NAMED: Final = 1_000
 FIRST_LOOK: Final = 500  # events of the account's stream: the newest DealsFollowed is mostly among them
 _FILLS: Final = frozenset({OrderFilled.topic(), OrderPartiallyFilled.topic(), FillCorrected.topic()})
 _KNOWN_BEFORE_MSC: Final = 60_000  # of an event that does not say it: what every version kept at least
 _DAY_MSC: Final = 86_400_000
 _EXTERNAL: Final = ExternalDealObserved.topic()
+_RESOLVED: Final = OutcomeResolved.topic()
 _SMALLEST_MAGIC: Final = 1 << 40  # ours have 63 bits; a smaller one is nearly always somebody else's
 
 Signature = tuple[Decimal, Decimal, Decimal, Decimal, Decimal, Decimal]
@@ -45,7 +47,8 @@ def signature(deal: Deal) -> Signature:
 class Followed:
     """`through_msc`: before it nothing is missing. `known_from_msc`: the deals in the ledger since then are in `seen`;
     of an older one that is not ours it cannot be told here whether the ledger has it. `provisional`: fills known from
-    a result alone, with the broker's time from which their deals may show."""
+    a result alone, with the broker's time from which their deals may show. `named`: orders of ours by the ticket under
+    which an operator found them: nothing at the broker itself tells whose they are."""
 
     def __init__(self) -> None:
         self.through_msc = 0
@@ -53,6 +56,7 @@ class Followed:
         self.known_from_msc = 0
         self.seen: dict[int, Seen] = {}
         self.provisional: dict[int, int] = {}
+        self.named: dict[int, str] = {}
 
     @classmethod
     def read(cls, store: EventStore, login: int, offset_s: int) -> "Followed":
@@ -70,6 +74,10 @@ class Followed:
             elif recorded.topic == _EXTERNAL:
                 external: Any = event_of(recorded)
                 followed.note(external.deal, "")
+            elif recorded.topic == _RESOLVED:
+                resolved: Any = event_of(recorded)
+                if resolved.by == "operator" and resolved.order_ticket:
+                    followed.name(resolved.order_ticket, recorded.stream.removeprefix("order/"))
         return followed
 
     def begin(self, created: Recorded, offset_s: int, now_msc: int) -> None:
@@ -94,6 +102,7 @@ class Followed:
                     self.through_msc = event.through_msc
                     self.known_from_msc = event.known_from_msc or event.through_msc - _KNOWN_BEFORE_MSC
                     self.seen = dict.fromkeys(event.tickets, Seen(event.through_msc, "", None))
+                    self.named = dict(event.named)
                     return recorded.seq
             if span >= last:
                 break
@@ -114,6 +123,12 @@ class Followed:
         self.seen[deal.ticket] = Seen(deal.time_msc, order_id, signature(deal))
         self.provisional.pop(deal.ticket, None)
 
+    def name(self, ticket: int, order_id: str) -> None:
+        """An operator found the order under this ticket."""
+        self.named[ticket] = order_id
+        if len(self.named) > MAX_NAMED:
+            del self.named[next(iter(self.named))]
+
     def is_news(self, deal: Deal) -> bool:
         seen = self.seen.get(deal.ticket)
         return deal.time_msc >= self.created_msc and (seen is None or seen.signature != signature(deal))
@@ -122,6 +137,11 @@ class Followed:
         """Whether it is known not to be ours."""
         seen = self.seen.get(ticket)
         return seen is not None and not seen.order_id
+
+    def recorded_for(self, ticket: int) -> str | None:
+        """The order of ours the deal was recorded for, empty for one that is not ours; None when it is not seen."""
+        seen = self.seen.get(ticket)
+        return None if seen is None else seen.order_id
 
     def may_be_unrecorded(self, deal: Deal) -> bool:
         """Of a deal that is not ours and not in `seen`."""
@@ -144,7 +164,8 @@ class Followed:
         if len(found) > MAX_TICKETS:
             since_msc = max(since_msc, found[MAX_TICKETS][0] + 1)
         tickets = tuple(ticket for time_msc, ticket in reversed(found) if time_msc >= since_msc)
-        return DealsFollowed(through_msc=self.through_msc, tickets=tickets, known_from_msc=since_msc)
+        named = tuple(self.named.items())
+        return DealsFollowed(through_msc=self.through_msc, tickets=tickets, known_from_msc=since_msc, named=named)
 
 
 def _recorded_msc(recorded: Recorded) -> int:
@@ -166,6 +187,10 @@ class Owners:
             _put(self._by_ticket, ticket, order_id)
         if position_id:
             _put(self._by_position, position_id, order_id)
+
+    def forget(self, ticket: int) -> None:
+        """The deals of this broker's order are not its order's."""
+        self._by_ticket.pop(ticket, None)
 
     def of_position(self, position_id: int) -> str | None:
         """The order that opened it, empty when it was none of ours; None when that is not known here."""

@@ -20,6 +20,7 @@ from gateway.proof import Proofs, key_of
 from gateway.queries import Queries
 from gateway.risk import RiskWatch
 from gateway.submit import Submitter
+from gateway.sync import Sync
 from gateway.watch import Watch
 from ledger.account_events import AccountReconciled
 from ledger.store import EventStore
@@ -43,6 +44,7 @@ class Edge:
         version: str,
         reconcile: Callable[[Cause], Awaitable[AccountReconciled]] | None = None,
         reconnect: Callable[[], Awaitable[str]] | None = None,
+        sync: Sync | None = None,
     ) -> None:
         self._settings, self._connection = settings, connection
         self._watch = Watch(ledger.tail)
@@ -72,6 +74,7 @@ class Edge:
             take=submitter.take,
             reconcile=reconcile,
             reconnect=reconnect,
+            sync=sync,
         )
         self._service = MicroService(
             connection,

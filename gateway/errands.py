@@ -73,3 +73,8 @@ def close_position(order_id: str, position_id: int, symbol: str) -> dict[str, An
 
 def cancel_order(order_id: str, order_ticket: int, symbol: str) -> dict[str, Any]:
     return {"order_id": order_id, "action": "cancel", "order_ticket": order_ticket, "symbol": symbol}
+
+
+def withdraw_order(order_id: str, target_order_id: str, symbol: str) -> dict[str, Any]:
+    """A cancel of an order of ours wherever it is: where it was not sent yet, it will not be."""
+    return {"order_id": order_id, "action": "cancel", "target_order_id": target_order_id, "symbol": symbol}

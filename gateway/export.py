@@ -421,5 +421,6 @@ def print_exported(done: Exported, *, as_json: bool) -> None:
     if done.events:
         seqs, rate = f"seq {done.first_seq} to {done.last_seq}", f"{done.seconds} s ({done.events_per_s} events/s)"
         print(f"{name}: {done.events} events, {span}, {seqs}, in {rate}", file=out)
+        print("as it is stored: `order-ledger verify` tells whether that is what was recorded", file=out)
     else:
         print(f"{name}: no events were recorded in the span {span}", file=out)

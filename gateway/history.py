@@ -14,6 +14,7 @@ from gateway.describe import describe, targeted_by, targets_of
 from gateway.show import console, open_ledger
 from gateway.show_table import print_table
 from gateway.times import iso, with_iso_times
+from ledger.covered import problem_of
 from ledger.errors import LedgerDamaged, LedgerError
 from ledger.events import Envelope, Event, Recorded, decode, order_stream
 from ledger.order import Order, evolve
@@ -167,6 +168,16 @@ def _stored(settings: Settings, order_id: str) -> list[Recorded]:
     if not found:
         raise LedgerError(f"no order {order_id!r} in this ledger: check the id, or name its data folder by --data")
     return found
+
+
+def unsound(settings: Settings, order_id: str) -> str:
+    """What is wrong with the events of an order, as the seals over them tell; empty when they hold. Raises
+    LedgerError for an unknown order."""
+    store = open_ledger(settings)
+    try:
+        return problem_of(store, store.stream(order_stream(order_id)))
+    finally:
+        store.close()
 
 
 def _until(events: list[Recorded], as_of: datetime | None) -> list[Recorded]:

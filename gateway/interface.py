@@ -15,6 +15,7 @@ from msgspec import Meta
 from gateway.broker import Symbol
 from ledger.account_events import Difference
 from ledger.trade import BrokerOrder, Deal, Position
+from ledger.values import MAX_TICKET
 
 SERVICE: Final = "mt5-connector"
 QUERY: Final = "broker.query"
@@ -39,7 +40,8 @@ _Text = Annotated[str, Meta(min_length=1, max_length=256)]
 _Symbol = Annotated[str, Meta(min_length=1, max_length=29)]
 _OrderId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
 _RequestId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,24}$")]
-_Ticket = Annotated[int, Meta(ge=1, le=2**63 - 1)]
+# msgspec knows no bound beyond 63 bits.
+_Ticket = Annotated[int, Meta(ge=1, extra_json_schema={"maximum": MAX_TICKET})]
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -106,7 +108,8 @@ class Resume(Ordered, frozen=True, kw_only=True):
 
 class CloseAll(Ordered, frozen=True, kw_only=True):
     """Closes every open position, all or of one symbol, by ordinary orders of their own. `cancel_orders`: cancels
-    the working orders too. It does not halt: halt first, or new ones may open behind it."""
+    the working orders too, and opening ones that were not sent yet. It does not halt: halt first, or new ones may open
+    behind it."""
 
     symbol: _Symbol | None = None
     cancel_orders: bool = False
@@ -127,6 +130,10 @@ class Resolve(Ordered, frozen=True, kw_only=True):
     order_id: _OrderId
     resolution: Literal["found", "absent", "abandoned"]
     order_ticket: _Ticket | None = None
+
+    def __post_init__(self) -> None:
+        if self.order_ticket is not None and self.order_ticket > MAX_TICKET:
+            raise ValueError(f"order_ticket {self.order_ticket} is more than {MAX_TICKET}")
 
 
 def _shown(kind: Any) -> Any:

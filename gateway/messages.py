@@ -22,7 +22,7 @@ from ledger.account_events import (
     TradingHalted,
     TradingResumed,
 )
-from ledger.events import Envelope, Recorded, WriterTookOver
+from ledger.events import Envelope, Event, Recorded, WriterTookOver
 from ledger.order import UNRESOLVED
 from ledger.order_events import (
     AnomalyDetected,
@@ -50,6 +50,8 @@ from ledger.order_events import (
 )
 from ledger.values import plain, subject_token
 
+CHANGING: Final = (FillCorrected, FillCostsChanged, OrderModified)  # what is known of an outcome after it
+_TERMS: Final = ("price", "stop_limit_price", "sl", "tp")
 MOST_DIFFERENCES: Final = 20  # that one alert spells out
 
 
@@ -276,15 +278,7 @@ def outgoing(recorded: Recorded, envelope: Envelope) -> Outgoing | None:
                 del fields["status"], fields["final"]
             return made("order", event.symbol, **fields, was_volume=event.was_volume, was_price=event.was_price)
         case FillCostsChanged():
-            return made(
-                "order",
-                event.symbol,
-                deal=event.deal,
-                commission=event.commission,
-                swap=event.swap,
-                fee=event.fee,
-                profit=event.profit,
-            )
+            return made("order", event.symbol, deal=event.deal, **_costs(event))
         case OrderModified():
             return made(
                 "order",
@@ -384,6 +378,23 @@ def repeated(recorded: Recorded, envelope: Envelope, standing: Outgoing | None) 
     return Outgoing(standing.subject, message)
 
 
+def as_known(standing: Outgoing, later: tuple[Event, ...]) -> Outgoing:
+    """The outcome as what followed it in its stream left it: a fill that was corrected or whose costs changed, a
+    working order whose terms did."""
+    message, changes = standing.message, dict[str, object]()
+    for event in later:
+        match event:
+            case FillCorrected() if message.deal is not None:
+                ours = event.corrects == message.stream_version
+                told = _deal_fields(event) if ours else {}
+                changes |= told | _remaining(event) | ({"provisional": None} if ours else {})
+            case FillCostsChanged() if event.fill_version == message.stream_version:
+                changes |= _costs(event)
+            case OrderModified() if event.order_ticket and event.order_ticket == message.ticket:
+                changes |= {name: getattr(event, name) or None for name in _TERMS}
+    return Outgoing(standing.subject, msgspec.structs.replace(message, **changes))
+
+
 def _differences(found: tuple[Difference, ...]) -> str:
     words = [
         f"{one.kind} {one.symbol or one.order_id}: ours {one.ours or 'nothing'}, "
@@ -429,32 +440,46 @@ def _external_fields(event: ExternalDealObserved, envelope: Envelope) -> dict[st
 
 
 def _fill_fields(fill: DealFact, envelope: Envelope) -> dict[str, object]:
-    fields: dict[str, object] = {
-        "status": "PARTIALLY_FILLED" if fill.remaining_volume else "FILLED",
-        "final": not fill.remaining_volume,
-        "ticket": fill.order_ticket,
-        "deal": fill.deal,
-        "position_id": fill.position_id,
-        "side": fill.side,
-        "volume": fill.volume,
-        "price": fill.price,
-        "timestamp": iso(fill.broker_time or envelope.recorded_at),
-        "commission": fill.commission,
-        "swap": fill.swap,
-        "fee": fill.fee,
-        "profit": fill.profit,
-        "remaining_volume": fill.remaining_volume,
+    return {
+        "timestamp": iso(envelope.recorded_at),
+        **_remaining(fill),
+        **_deal_fields(fill),
         "requested_price": fill.requested_price,
         "retcode": fill.retcode or None,
         "retcode_name": fill.retcode_name or None,
         "attempts": fill.attempts,
         "provisional": fill.provisional or None,
     }
+
+
+def _remaining(fill: DealFact) -> dict[str, object]:
+    return {
+        "status": "PARTIALLY_FILLED" if fill.remaining_volume else "FILLED",
+        "final": not fill.remaining_volume,
+        "remaining_volume": fill.remaining_volume,
+    }
+
+
+def _deal_fields(fill: DealFact) -> dict[str, object]:
+    """The deal itself, as it is known by this fact."""
+    fields: dict[str, object] = {
+        "ticket": fill.order_ticket,
+        "deal": fill.deal,
+        "position_id": fill.position_id,
+        "side": fill.side,
+        "volume": fill.volume,
+        "price": fill.price,
+        **_costs(fill),
+    }
     if fill.broker_time is not None:
-        fields["broker_time"] = iso(fill.broker_time)
+        fields["timestamp"] = fields["broker_time"] = iso(fill.broker_time)
     if fill.requested_price:
         against = fill.price - fill.requested_price if fill.side == "buy" else fill.requested_price - fill.price
         fields["slippage"] = plain(against)
         if fill.point:
             fields["slippage_points"] = plain(against / fill.point)
     return fields
+
+
+def _costs(known: DealFact | FillCostsChanged) -> dict[str, object]:
+    return {"commission": known.commission, "swap": known.swap, "fee": known.fee, "profit": known.profit}

@@ -23,9 +23,9 @@ from nats.aio.msg import Msg
 from nats.js.api import KeyValueConfig, RePublish, RetentionPolicy, StorageType, StreamConfig
 from nats.js.kv import KeyValue
 
-from gateway.messages import Outgoing, encode, outgoing, repeated
+from gateway.messages import CHANGING, Outgoing, as_known, encode, outgoing, repeated
 from ledger.errors import LedgerError
-from ledger.events import BatchSealed, Envelope, Recorded, decode
+from ledger.events import BatchSealed, Envelope, Recorded, decode, event_of
 from ledger.order_events import DuplicateReceived
 from ledger.store import EventSource, EventStore
 
@@ -42,6 +42,7 @@ STRANGERS: Final = 200
 TRACED: Final = 20_000  # orders whose traceparent is kept
 KEEP_NEWS_S: Final = 7 * 86_400
 _OVERLAPS: Final = 10065  # JetStream's code: subjects overlap with an existing stream
+_CHANGING_TOPICS: Final = frozenset(kind.topic() for kind in CHANGING)
 _CURSOR: Final = "outbox"
 _POSITION: Final = re.compile(r"([0-9]{1,19}) ([0-9a-f]{64})")
 
@@ -190,7 +191,7 @@ class Outbox:
         self._settled = self._saved = Position(0, "")
         self._cursor_at = 0.0
         self._saving: asyncio.Task[None] | None = None
-        self._standing: OrderedDict[tuple[str, int], Outgoing | None] = OrderedDict()
+        self._standing: OrderedDict[str, tuple[int, Outgoing | None]] = OrderedDict()
 
     async def open(self) -> None:
         try:
@@ -443,11 +444,22 @@ class Outbox:
     async def _message(self, recorded: Recorded, envelope: Envelope) -> Outgoing | None:
         event = envelope.data
         if not isinstance(event, DuplicateReceived):
+            if isinstance(event, CHANGING):
+                self._standing.pop(recorded.stream, None)
             return outgoing(recorded, envelope)
-        key = (recorded.stream, event.standing_version)
-        if key not in self._standing:
-            found = await asyncio.to_thread(self._store.stream, recorded.stream, event.standing_version - 1)
-            self._standing[key] = outgoing(found[0], decode(found[0])) if found else None
-            while len(self._standing) > 1_000:
+        version, standing = self._standing.get(recorded.stream, (0, None))
+        if version != event.standing_version:
+            standing = await asyncio.to_thread(self._outcome, recorded, event.standing_version)
+            self._standing[recorded.stream] = event.standing_version, standing
+            if len(self._standing) > 1_000:
                 self._standing.popitem(last=False)
-        return repeated(recorded, envelope, self._standing[key])
+        return repeated(recorded, envelope, standing)
+
+    def _outcome(self, recorded: Recorded, version: int) -> Outgoing | None:
+        """The outcome of this version as it was known before the event; blocks."""
+        found = self._store.stream(recorded.stream, version - 1)
+        standing = outgoing(found[0], decode(found[0])) if found else None
+        if standing is None:
+            return None
+        later = [one for one in found[1:] if one.version < recorded.version and one.topic in _CHANGING_TOPICS]
+        return as_known(standing, tuple(map(event_of, later)))

@@ -4,17 +4,18 @@ Nothing here has an effect at the broker or in the ledger; what becomes of the o
 """
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
 from typing import Final, NamedTuple
 
 from gateway.broker import Broker, Symbol, TargetView
+from gateway.closes import Closes
 from gateway.connection import Connection
 from gateway.requests import NETTING_MODES, Facts, Refusal, build_request
 from gateway.symbols import Symbols
 from gateway.targets import Aim, InFlight, Pending, Withdraw, aim_of, exclusive_keys
 from ledger.order import Order
-from ledger.trade import TargetImage, TradeRequest
+from ledger.trade import TYPE_SELL, ZERO, Deal, Position, TargetImage, TradeRequest
 from ledger.writer import Ledger
 
 TARGET_WAIT_S: Final = 0.25
@@ -53,6 +54,7 @@ class Preparer:
         self.deviation_points = default_deviation
         self.admit: Admit | None = None
         self._symbols = Symbols(query)
+        self.closes = Closes(ledger)
 
     @property
     def netting(self) -> bool:
@@ -86,7 +88,22 @@ class Preparer:
             if not self._flight.begin(order.order_id, alone):
                 return NotYet(BUSY_WAIT_S)
             view = await self._query.target(aim.target)  # as it is now that nothing of ours can move it
+            position = view.image.position
+            if request.target_order_id is not None and position is not None:
+                return await self._rest_of(request.target_order_id, order, position, view.deals, view.image)
         return await self._built(order, shown.symbol, view.image, aim.cap)
+
+    async def _rest_of(
+        self, named_id: str, order: Order, position: Position, deals: Sequence[Deal], image: TargetImage
+    ) -> Built | Refusal:
+        """A close of what an order has opened, in a position that is also that of others."""
+        await self._ledger.load([named_id])
+        named = self._ledger.order(named_id)
+        left = await self.closes.left(named, order, deals) if named is not None else ZERO
+        sells = named is not None and named.sent is not None and named.sent.type % 2 == TYPE_SELL
+        if not left or sells is not (position.type == TYPE_SELL):
+            return Refusal((f"order {named_id} is closed already: what is open in {position.symbol} is not its own",))
+        return await self._built(order, position.symbol, image, left)
 
     async def _built(self, order: Order, name: str, image: TargetImage | None, cap: Decimal | None) -> Built | Refusal:
         symbol = await self._symbols.get(name)

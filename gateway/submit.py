@@ -84,6 +84,7 @@ class Submitter:
         self._prepares, self._sends, self._pace = TwoLanes(), TwoLanes(), Pace(settings.max_requests_per_s)
         self._flight = InFlight()
         self._preparer = Preparer(ledger, query, connection, self._flight, settings.default_deviation_points)
+        self.closes = self._preparer.closes
         self._targets = Flight(ledger, self._flight, lambda: self._preparer.netting, self._advance)
         self._staged: set[str] = set()
         self._timers = Timers(self._advance)

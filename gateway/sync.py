@@ -27,14 +27,14 @@ from gateway.submit import Submitter
 from gateway.symbols import Symbols
 from gateway.targets import target_of
 from ledger.account_events import ExternalDealObserved
-from ledger.commands import OrderCommand, RecordAnswer, RecordDeals, RecordModified, RecordOrderState
+from ledger.commands import EndCounted, OrderCommand, RecordAnswer, RecordDeals, RecordModified, RecordOrderState
 from ledger.errors import LedgerError
 from ledger.events import account_stream
 from ledger.fills import broker_utc
 from ledger.order import WORKING, Order, Status
 from ledger.order_events import Fill, OrderModified, RequestCompleted
 from ledger.store import EventStore
-from ledger.trade import BrokerOrder, Deal
+from ledger.trade import WORKING_STATES, BrokerOrder, Deal
 from ledger.writer import Cause, Executed, Ledger
 
 log = structlog.get_logger()
@@ -91,7 +91,10 @@ class Sync:
         self._saved = (self._followed.through_msc, -SAVE_EVERY_S)
         for order in ledger.open_orders.values():
             self._owners.know(order.order_id, order.order_ticket, order.position_id)
+        for ticket, order_id in self._followed.named.items():
+            self._owners.know(order_id, ticket)
         self._submitter.on_answer = self.answered
+        self._submitter.closes.owners_of = self.owners_of
         self._connection.on_change(self._connection_changed)
         if after is not None:
             after()
@@ -223,12 +226,17 @@ class Sync:
         return waiting is None
 
     async def owners_of(self, rows: Sequence[Deal] | Sequence[BrokerOrder]) -> dict[int, str]:
-        """By ticket the order of ours that a row belongs to; empty when it is none of ours."""
+        """By ticket the order of ours that a row belongs to; empty when it is none of ours. What a deal was recorded as
+        it stays: an operator may name a broker's order whose deals were counted long before."""
         owners = {row.ticket: self._owners.of(row) for row in rows}
+        for row in rows:
+            if isinstance(row, Deal) and (known := self._followed.recorded_for(row.ticket)) is not None:
+                owners[row.ticket] = known
         unknown = [row for row in rows if owners[row.ticket] is None]
         if unknown:
             self._owners.remember(await asyncio.to_thread(self._owners.look_up, unknown))
-        return {row.ticket: owners[row.ticket] or self._owners.of(row) or "" for row in rows}
+        told = {row.ticket: self._owners.of(row) or "" for row in unknown}
+        return {ticket: told[ticket] if owner is None else owner for ticket, owner in owners.items()}
 
     async def _own(self, order_id: str, deals: list[Deal]) -> bool:
         """Records deals of an order. False while its answer, or the prober, must tell of them first."""
@@ -295,6 +303,8 @@ class Sync:
                 continue
             command = RecordOrderState(order=row, by=self._changed_by.get(ticket, ""))
             executed = self._ledger.execute(order.order_id, command, CAUSE)
+            if executed.order.status in WORKING and row.state not in WORKING_STATES:
+                await self._settle(executed.order, row)
             if executed.order.status not in WORKING or any(isinstance(one, OrderModified) for one in executed.events):
                 self._changed_by.pop(ticket, None)
 
@@ -302,6 +312,27 @@ class Sync:
         """The order in history, or working after all."""
         view = await self._query.target(Target(order_ticket=ticket))
         return view.image.order or view.history
+
+    async def _settle(self, order: Order, row: BrokerOrder) -> None:
+        """It has ended with deals that were not followed to it: an operator named it after they were made."""
+        deals: dict[int, Deal] = {}
+        for position_id in {row.position_id or row.ticket, row.position_by_id} - {0}:
+            view = await self._query.target(Target(position_id=position_id))
+            deals |= {deal.ticket: deal for deal in view.deals if deal.order == row.ticket}
+        owners = await self.owners_of(tuple(deals.values()))
+        recorded = {one: self._followed.recorded_for(one) for one in deals}
+        counted: list[Deal] = []
+        ours: list[Deal] = []
+        for ticket, deal in sorted(deals.items()):
+            before = recorded[ticket] is None and not self._followed.may_be_unrecorded(deal)
+            elsewhere = owners[ticket] != order.order_id or before or deal.time_msc < self.created_msc
+            (counted if elsewhere and order.deal(ticket) is None else ours).append(deal)
+        if ours:
+            await self._own(order.order_id, ours)
+        if counted:
+            self._owners.forget(row.ticket)
+            self._followed.named.pop(row.ticket, None)
+            self._ledger.execute(order.order_id, EndCounted(deals=tuple(counted)), CAUSE)
 
     async def _take_stops(self, position_id: int) -> None:
         """The stops of a position that a request of ours has changed, for the order that opened it."""
@@ -316,6 +347,26 @@ class Sync:
         await self._ledger.load([opener])
         if self._ledger.order(opener) is not None:
             self._ledger.execute(opener, RecordModified(position=position, by=by), CAUSE)
+
+    # --- for an operator's word ---------------------------------------------------------------------------------------
+
+    async def objection(self, order_id: str, ticket: int) -> str:
+        """What speaks against it that the broker holds, or held, the order under this ticket; empty: nothing does.
+        Raises TerminalError."""
+        row = await self._ended(ticket)
+        if row is None:
+            return (
+                f"the broker knows no order {ticket}: name the ticket of the order, not that of its deal or position "
+                "(`order-ledger query orders` and `query history` show them)"
+            )
+        owner = (await self.owners_of([row]))[ticket]
+        return f"order {ticket} at the broker is that of {owner}" if owner not in ("", order_id) else ""
+
+    def named(self, order: Order) -> None:
+        """An operator has told under which ticket the broker has the order."""
+        self._followed.name(order.order_ticket, order.order_id)
+        self._owners.know(order.order_id, order.order_ticket, order.position_id)
+        self.poke()
 
     # --- for the reconciliation, which holds the lock ----------------------------------------------------------------
 

@@ -49,11 +49,13 @@ class ExternalDealObserved(Fact, frozen=True, kw_only=True, gc=False, tag="accou
 class DealsFollowed(Fact, frozen=True, kw_only=True, gc=False, tag="account.deals_followed"):
     """Where to look for deals after a restart: all that the broker showed before `through_msc` (its clock) are in the
     ledger before this event. `tickets`: those of them that are looked at again from there on, complete from
-    `known_from_msc` on (0: not said)."""
+    `known_from_msc` on (0: not said). `named`: ticket at the broker and order id of those that an operator found: the
+    broker shows no other sign of whose they are."""
 
     through_msc: int
     tickets: tuple[int, ...] = ()
     known_from_msc: int = 0
+    named: tuple[tuple[int, str], ...] = ()
 
 
 class TradingHalted(Fact, frozen=True, kw_only=True, gc=False, tag="account.halted"):

@@ -170,6 +170,13 @@ class RecordDeals(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     broker_utc_offset_s: int = 0
 
 
+class EndCounted(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The broker's order of ours has ended, and these deals of it stand in the ledger already, as no order's of ours:
+    they moved their position then, and are not counted again."""
+
+    deals: tuple[Deal, ...]
+
+
 class RecordOrderState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The broker's order of ours as it shows now, working or in history. `by`: the order id of the request that
     caused the change, if it was one of ours."""
@@ -201,6 +208,7 @@ OrderCommand = (
     | RecordEvidence
     | ResolveOutcome
     | RecordDeals
+    | EndCounted
     | RecordOrderState
     | RecordModified
 )

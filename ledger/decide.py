@@ -7,6 +7,7 @@ from typing import Final, assert_never
 
 from ledger.commands import (
     CompleteCancel,
+    EndCounted,
     ExpireOrder,
     GiveUp,
     OrderCommand,
@@ -48,7 +49,7 @@ from ledger.order_events import (
     SendAbandoned,
     SendStarted,
 )
-from ledger.outcomes import cancelled, completed, ended_at_broker, failed, placed, provisional, unknown
+from ledger.outcomes import cancelled, completed, counted, ended_at_broker, failed, placed, provisional, unknown
 from ledger.trade import (
     ACTION_MODIFY,
     ACTION_PENDING,
@@ -123,6 +124,8 @@ def decide(order: Order, command: OrderCommand) -> list[OrderEvent]:
         case RecordDeals():
             context = Context(command.point, command.broker_utc_offset_s, order_ticket=order.order_ticket)
             return record_deals(order, command.deals, context)
+        case EndCounted():
+            return counted(order, command.deals)
         case RecordOrderState():
             return _order_state(order, command.order, command.by)
         case RecordModified():

@@ -24,6 +24,7 @@ from ledger.trade import (
     ORDER_STATE_FILLED,
     ORDER_STATE_REJECTED,
     WORKING_STATES,
+    ZERO,
     BrokerOrder,
     Deal,
     Position,
@@ -238,9 +239,26 @@ def _close_by(order: Order, seen: RecordEvidence) -> Judgement:
         return Ended(ended, f"the broker shows order {ended.ticket} of this attempt, no deal came of it")
     if seen.orders or seen.history:
         return Inconclusive(found=True, reason=seen.reason)
-    if _unchanged(first, seen.target.position) and _unchanged(second, seen.target.position_by):
+    now, other = seen.target.position, seen.target.position_by
+    if _unchanged(first, now) and _unchanged(second, other):
         return Absent(f"positions {first.identifier} and {second.identifier} hold what they held before")
-    return Inconclusive(found=True, reason="the positions changed, and no deal says whether by this attempt")
+    # It takes the same from both: what left one as it was, or what the deals of others explain, was not this.
+    kept = next((one.identifier for one, then in ((first, now), (second, other)) if _unchanged(one, then)), 0)
+    if not kept and not _reduced_by_others(order, first, now, seen):
+        return Inconclusive(found=True, reason="the positions changed, and no deal says whether by this attempt")
+    why = f"position {kept} holds what it held before" if kept else f"others made the deals of {first.identifier}"
+    gone = next((one.identifier for one, then in ((first, now), (second, other)) if then is None), 0)
+    return Absent(f"{why}: a close-by takes from both", final=f"position {gone} was closed by others" if gone else "")
+
+
+def _reduced_by_others(order: Order, before: Position, now: Position | None, seen: RecordEvidence) -> bool:
+    """Whether deals that cannot be this attempt's account for all that the position has lost."""
+    later = [deal for deal in seen.target_deals if deal.time_msc > before.time_update_msc and deal.entry]
+    magics = (0, order.sent.magic if order.sent is not None else 0)
+    if any(deal.reason == DEAL_REASON_EXPERT and deal.magic in magics for deal in later):
+        return False
+    lost = before.volume - (now.volume if now is not None else ZERO)
+    return sum((deal.volume for deal in later), ZERO) == lost
 
 
 def _unchanged(before: Position, now: Position | None) -> bool:

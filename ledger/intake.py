@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from ledger.facts import MAX_RAW, OrderRequest, Raw
-from ledger.values import MAX_TEXT, Refused, parse_decimal, parse_order_id, parse_symbol, quoted, shorten
+from ledger.values import MAX_TEXT, MAX_TICKET, Refused, parse_decimal, parse_order_id, parse_symbol, quoted, shorten
 
 ACTIONS: Final = ("open", "close", "modify", "cancel", "close_by")
 MARKET_TYPES: Final = ("buy", "sell")
@@ -70,9 +70,9 @@ _DECIMALS: Final = ("volume", "price", "stop_limit_price", "sl", "tp")
 # To MetaTrader a ticket of 0 is none: a close of "position 0" would open one.
 _INTEGERS: Final = {
     "deviation": (0, 1_000_000),
-    "position_id": (1, 2**63 - 1),
-    "position_by_id": (1, 2**63 - 1),
-    "order_ticket": (1, 2**63 - 1),
+    "position_id": (1, MAX_TICKET),
+    "position_by_id": (1, MAX_TICKET),
+    "order_ticket": (1, MAX_TICKET),
     "magic": (0, 2**63 - 1),
 }
 _TEXTS: Final = (
@@ -350,7 +350,7 @@ def _decimal(name: str, token: bytes) -> Decimal:
 def _integer(name: str, token: bytes) -> int:
     number = _text(name, token) if token[:1] == b'"' else token.decode(errors="replace")
     lowest, highest = _INTEGERS[name]
-    if not (number.isascii() and number.isdigit() and len(number) <= 19 and lowest <= int(number) <= highest):
+    if not (number.isascii() and number.isdigit() and len(number) <= 20 and lowest <= int(number) <= highest):
         raise Refused(f"{name} must be a whole number from {lowest} to {highest}, not {quoted(number)}")
     return int(number)
 

@@ -1,6 +1,6 @@
 """PURE: the events that tell how an order stands at the broker or how it ended, built from what is known of it."""
 
-from ledger.order import Order
+from ledger.order import WORKING, Order
 from ledger.order_events import (
     OrderCancelled,
     OrderEvent,
@@ -21,7 +21,7 @@ from ledger.trade import (
     Deal,
     TradeResult,
 )
-from ledger.values import plain
+from ledger.values import plain, shorten
 
 
 def unknown(order: Order, code: int, reason: str) -> OutcomeUnknown:
@@ -87,6 +87,20 @@ def cancelled(order: Order, ticket: int, reason: str, by: str = "") -> OrderCanc
         reason=reason,
         by=by,
     )
+
+
+def counted(order: Order, deals: tuple[Deal, ...]) -> list[OrderEvent]:
+    """The end of an order that the broker dealt by deals which stand in the ledger as nobody's: what they moved stays
+    moved, once."""
+    others = [deal for deal in deals if order.deal(deal.ticket) is None]
+    if order.status not in WORKING or not others:
+        return []
+    named = shorten(", ".join(str(deal.ticket) for deal in others), 256)
+    reason = (
+        f"order {order.order_ticket} was dealt, but not by us: its deals {named} are in the ledger as external ones, "
+        "which moved the position; they are not counted again"
+    )
+    return [cancelled(order, order.order_ticket, reason)]
 
 
 def ended_at_broker(order: Order, shown: BrokerOrder, by: str = "") -> list[OrderEvent]:

@@ -150,6 +150,8 @@ def _own_deals(deals: Iterable[Deal], ours: Ours, brokers: Brokers) -> list[Find
         )
         told = decide(order, command)
         known = next((one for one in order.deals if one.ticket == deal.ticket), None)
+        if known is None and deal.ticket in ours.deals:
+            continue  # recorded as nobody's before the order was found: it is counted
         kind, before, now = "", "", ""
         if known is None and any(isinstance(one, Fill | FillCorrected) for one in told):
             kind, now = "fill_missing", _dealt(deal)

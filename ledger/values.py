@@ -14,6 +14,7 @@ MAX_DECIMALS: Final = 8
 MAX_INTEGER_DIGITS: Final = 10
 MAX_SYMBOL: Final = 29  # the binding takes 29 UTF-16 units, then refuses
 MAX_TEXT: Final = 256
+MAX_TICKET: Final = 2**64 - 1  # orders, deals and positions are numbered by 64 bits, unsigned
 
 # ASCII digits only (`\d` would take Arabic ones), no underscores, no NaN, a bounded exponent.
 _NUMBER: Final = re.compile(r"[-+]?[0-9]{1,24}(\.[0-9]{1,24})?([eE][-+]?[0-9]{1,3})?")

@@ -12,6 +12,7 @@ import msgspec
 
 from ledger.commands import (
     Again,
+    EndCounted,
     OrderCommand,
     ReceiveOrder,
     RecordAnswer,
@@ -173,6 +174,10 @@ def deal(ticket: int = 1, volume: str = "0.3", **changes: Any) -> Deal:
 
 def deals(*found: Deal) -> RecordDeals:
     return RecordDeals(deals=found)
+
+
+def end_counted(*found: Deal) -> EndCounted:
+    return EndCounted(deals=found)
 
 
 def not_sent(attempt: int = 1) -> RecordNotSent:

@@ -431,6 +431,7 @@ _EVENTS: Final[tuple[Event, ...]] = (
 )
 # Examples of fields that came after the first version of an event was stored, or that exclude another value.
 _MORE: Final[dict[str, Event]] = {
+    "v1/account.deals_followed+named": DealsFollowed(through_msc=1_772_366_400_123, named=((900, "ord_1"),)),
     "v1/writer.checkpointed+halts": Checkpointed(
         open_orders=("ord_1",),
         halts=(TradingHalted(source="operator", reason="loss of the day", by="ann", cancel_orders=True),),

@@ -44,6 +44,7 @@ PURE = {
     "ledger/seal.py": {"hashlib", "struct", "collections", "typing", "msgspec"},
     "ledger/heads.py": {"hashlib", "collections", "datetime", "typing", "msgspec", "cryptography"},
     "ledger/proof.py": {"json", "bisect", "collections", "typing", "msgspec"},
+    "ledger/covered.py": {"collections", "typing"},
     "ledger/errors.py": set(),
     "projections/rows.py": {"collections", "datetime", "decimal", "typing", "msgspec"},
     "projections/units.py": {"collections", "datetime", "decimal", "typing"},

@@ -68,6 +68,32 @@ async def test_a_netting_close_repeated_never_opens_the_other_side(netting: Desk
     assert netting.window("positions") == []
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_netting_close_of_an_order_takes_no_more_than_earlier_closes_of_it_have_left(
+    netting: Desk, restarted: bool
+) -> None:
+    await netting.open("o-1", volume=0.3)
+    await netting.open("o-2", volume=0.3)
+    await netting.submit("c-1", action="close", target_order_id="o-1", volume=0.1)
+    await netting.ended("c-1")
+    if restarted:
+        await netting.restart()
+    await netting.submit("c-2", action="close", target_order_id="o-1")
+    await netting.submit("c-3", action="close", target_order_id="o-1")
+    assert (await netting.ended("c-2")).filled_volume == D("0.2")
+    assert (await netting.ended("c-3")).status is Status.REFUSED
+    assert "order o-1 is closed already" in netting.messages("c-3")[-1][1].description
+    assert [row["volume"] for row in netting.window("positions")] == [0.3]
+
+
+async def test_a_netting_close_of_an_order_leaves_alone_what_stands_on_the_other_side(netting: Desk) -> None:
+    await netting.open("o-1", volume=0.3)
+    await netting.open("o-2", order_type="sell", volume=0.5)
+    await netting.submit("c-1", action="close", target_order_id="o-1")
+    assert (await netting.ended("c-1")).status is Status.REFUSED
+    assert [(row["type"], row["volume"]) for row in netting.window("positions")] == [(1, 0.2)]
+
+
 async def test_a_netting_close_that_a_trade_by_hand_forestalled_is_flagged_where_it_opened_the_other_side(
     netting: Desk,
 ) -> None:

@@ -296,19 +296,23 @@ async def test_what_was_earned_and_what_it_cost(audit: Audit, ask: Any) -> None:
 
 async def test_how_long_the_steps_take(audit: Audit, ask: Any) -> None:
     requested, sent, answered, filled = (dict[str, datetime]() for _ in range(4))
+    attempts: dict[tuple[str, int], datetime] = {}
+    answered_attempt: dict[str, datetime] = {}
     for one, envelope in audit.events:
         event: Any = envelope.data
         if one.topic == "order.requested":
             requested[one.stream] = envelope.recorded_at
-        elif one.topic == "order.send_started" and event.attempt == 1:
-            sent[one.stream] = envelope.recorded_at
+        elif one.topic == "order.send_started":
+            sent.setdefault(one.stream, envelope.recorded_at)
+            attempts[one.stream, event.attempt] = envelope.recorded_at
         elif one.topic == "order.broker_answered":
             answered[one.stream] = envelope.recorded_at  # the last answer of an order counts
+            answered_attempt[one.stream] = attempts[one.stream, event.attempt]
         elif one.topic == "order.filled":
             filled[one.stream] = envelope.recorded_at
     steps = {
         "1 requested to sent": (requested, sent),
-        "2 sent to answered": (sent, answered),
+        "2 sent to answered": (answered_attempt, answered),
         "3 answered to filled": (answered, filled),
         "4 requested to filled": (requested, filled),
     }

@@ -212,6 +212,22 @@ def test_a_changed_backup_is_refused_and_nothing_is_written(opened, source, tmp_
     assert list(target.scan()) == []
 
 
+@pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
+def test_a_restore_that_fails_takes_the_ledger_away_that_it_made_and_no_other(opened, source, tmp_path, there):
+    backed_up(source, tmp_path / "b")
+    change(tmp_path / "b" / EVENTS, CHANGED)
+    path = tmp_path / "d" / "ledger.db"
+    if there:
+        path.parent.mkdir()
+        open_store(f"sqlite:///{path}").close()
+    for _ in range(2):
+        done = run_cli("restore", str(tmp_path / "b"), "--data", str(path.parent))
+        assert done.returncode == 1
+        assert "is not sound" in done.stderr
+        assert path.exists() is there
+    assert [one.name for one in path.parent.glob("ledger.db-*")] == []
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"format":2,', b"\xff"])
 def test_a_folder_that_is_no_backup_is_refused_in_one_line(opened, tmp_path, content):
     (tmp_path / "b").mkdir()

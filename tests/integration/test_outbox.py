@@ -18,6 +18,7 @@ from ledger.intake import read_order
 from ledger.store import open_store
 from ledger.writer import Cause, Ledger
 from projections.follower import Follower, Pace
+from tests.decider import ORDER_ID, D, deal, deals, filled, receive
 from tests.nats_server import nats_server
 from tests.service import market_order
 
@@ -94,15 +95,51 @@ async def take(ledger, *order_ids):
 
 async def held(server, stream="BROKER-7") -> list[str]:
     """The order ids in the stream of news, in order."""
+    return [one["order_id"] for one in await bodies(server, stream)]
+
+
+async def bodies(server, stream="BROKER-7") -> list[dict]:
     connection = await nats.connect(server.url)
     try:
         js = connection.jetstream()
         info = await js.stream_info(stream)
         first, last = info.state.first_seq, info.state.last_seq
         found = [await js.get_msg(stream, seq=number) for number in range(first, last + 1)]
-        return [orjson.loads(one.data)["order_id"] for one in found]
+        return [orjson.loads(one.data) for one in found]
     finally:
         await connection.close()
+
+
+@pytest.mark.parametrize("behind", [False, True])
+async def test_a_duplicate_is_told_the_fill_as_it_was_known_when_it_came(tmp_path, server, behind):
+    lives = [
+        *filled,
+        receive(),
+        deals(deal(price=D("1.09"))),
+        receive(),
+        deals(deal(price=D("1.09"), commission=D(-2))),
+    ]
+    async with opened(tmp_path) as (ledger, store):
+
+        async def live():
+            for command in (*lives, receive(), receive()):
+                await ledger.execute(ORDER_ID, command, CAUSE).durable
+
+        if behind:  # all of it has happened when it is told
+            async with following(server, ledger, store):
+                await take(ledger, "o-1")
+            await live()
+        async with following(server, ledger, store, new_ledger=not behind):
+            if not behind:
+                await live()
+    answers = [one for one in await bodies(server) if one.get("duplicate")]
+    assert [(one["event"], one["price"], one["commission"]) for one in answers] == [
+        ("order.filled", 1.1, 0),
+        ("order.filled", 1.09, 0),
+        ("order.filled", 1.09, -2),
+        ("order.filled", 1.09, -2),
+    ]
+    assert {one["final"] for one in answers} == {True}
 
 
 async def test_each_event_is_told_once_and_in_order(tmp_path, server):

@@ -166,6 +166,13 @@ def test_a_head_can_be_checked_by_hand_as_the_documents_say(folder: Path):
 # --- prove ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("asked", "code"), [(("--help",), 0), (("-h",), 0), ((), 1)])
+def test_the_checker_tells_how_it_is_called_and_proves_nothing_by_that(asked: tuple[str, ...], code: int):
+    told = check(*asked)
+    assert (told.returncode, "PROVEN" in told.stdout + told.stderr) == (code, False)
+    assert (told.stderr or told.stdout).startswith("python check_proof.py proof.json [trusted.pem …]")
+
+
 @pytest.mark.parametrize("order_id", [*ORDERS, "delta-4"])
 def test_an_order_is_proven_to_anyone_who_has_the_public_key(folder: Path, order_id: str):
     path = proof_file(folder, order_id)

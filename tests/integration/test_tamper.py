@@ -48,9 +48,13 @@ def data(original: Path, tmp_path: Path) -> Path:
 
 
 def verify(data: Path, *flags: str) -> "subprocess.CompletedProcess[str]":
+    return run(data, "verify", *flags)
+
+
+def run(data: Path, *command: str) -> "subprocess.CompletedProcess[str]":
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("LEDGER", "ORDER_LEDGER"))}
     return subprocess.run(
-        [sys.executable, "-m", "gateway.cli", "verify", "--data", str(data), *flags],
+        [sys.executable, "-m", "gateway.cli", *command, "--data", str(data)],
         capture_output=True,
         text=True,
         timeout=60,
@@ -149,6 +153,29 @@ def test_an_event_appended_without_a_seal_is_found(data, seq):
     told = verify(data, "--json")
     assert told.returncode == 2, told.stdout + told.stderr
     assert json.loads(told.stdout)["first_bad_seq"] == 53
+
+
+READERS = ("history ord_1", "history ord_1 --json", "history ord_1 --raw", "export --order ord_1")
+
+
+@pytest.mark.parametrize("command", READERS)
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [
+        ('SET state = replace(state, \'"volume":"0.3"\', \'"volume":"0.9"\')', "events 11 to 11 are not what the seal"),
+        ("SET originator_version = 9", "event 1 of order/ord_1 is missing"),
+    ],
+    ids=["changed", "moved"],
+)
+def test_who_reads_an_order_is_told_that_its_seals_do_not_hold(data, command, statement, told):
+    sound = run(data, *command.split())
+    assert (sound.returncode, "NOT SOUND" in sound.stderr) == (0, False)
+    tampered(data, f"UPDATE stored_events {statement} WHERE rowid = 11")
+    hinted = run(data, *command.split())
+    assert hinted.returncode == 2
+    assert f"order-ledger: NOT SOUND: {told}" in hinted.stderr
+    assert "run `order-ledger verify`" in hinted.stderr
+    assert hinted.stdout or "cannot be read" in hinted.stderr
 
 
 def test_a_person_is_told_in_a_sentence(data):

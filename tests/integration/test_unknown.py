@@ -100,6 +100,32 @@ async def test_a_close_by_whose_reply_was_lost_is_found_by_its_deals(desk: Desk)
     assert desk.window("positions") == []
 
 
+@pytest.mark.parametrize("arrived", [True, False])
+@pytest.mark.parametrize("closed", ["o-1", "o-2"])
+async def test_a_lost_close_by_of_which_a_hand_closed_one_position_ends_also_after_a_restart(
+    desk: Desk, arrived: bool, closed: str
+) -> None:
+    volumes = {"o-1": (0.3, 0.1), "o-2": (0.1, 0.3)}[closed]  # something of the one closed by hand is left
+    one = await desk.open("o-1", volume=volumes[0])
+    other = await desk.open("o-2", volume=volumes[1], order_type="sell")
+    desk.fault("lost*1; orders_get:error=-1" if arrived else "error=-10002*1; orders_get:error=-1")
+    await desk.submit("b-1", action="close_by", position_id=one.position_id, position_by_id=other.position_id)
+    await desk.until("b-1", Status.UNKNOWN)
+    desk.window("close", ticket={"o-1": one, "o-2": other}[closed].position_id)
+    desk.window("fault", clear=True)
+    await desk.restart()
+    ended = await desk.ended("b-1")
+    if arrived:
+        assert (ended.status, ended.filled_volume) == (Status.FILLED, D("0.2"))
+    else:
+        assert ended.status is Status.FAILED
+    await desk.submit("c-1", action="close", target_order_id="o-1")  # nothing holds the targets any more
+    await desk.submit("c-2", action="close", target_order_id="o-2")
+    for name in ("c-1", "c-2"):
+        await desk.ended(name)
+    assert desk.window("positions") == []
+
+
 # --- it never arrived ---------------------------------------------------------------------------------------------
 
 

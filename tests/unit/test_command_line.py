@@ -1,5 +1,7 @@
 """Wrong input on the command line that needs no service: one clear line with the remedy, and never a traceback."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -54,3 +56,10 @@ def test_the_list_of_commands_tells_each_in_a_whole_sentence(group: click.Group)
     told = CliRunner().invoke(group, ["--help"], terminal_width=80).output.partition("Commands:")[2]
     assert told
     assert "..." not in told
+
+
+def test_whoever_interrupts_while_the_program_is_loaded_sees_one_line(tmp_path):
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt\n")
+    script = "import gateway, sys; sys.path.insert(0, sys.argv.pop()); from gateway.entry import main; main()"
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "order-ledger: interrupted\n")

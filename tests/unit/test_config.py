@@ -1,5 +1,10 @@
 """Settings: flags over environment over defaults, every problem at once, secrets that never show."""
 
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,3 +107,25 @@ def test_faults_to_rehearse_are_judged_before_anything_starts():
     assert load({}, {"SIMULATED_FAULTS": "seed=7"}).simulated_faults == "seed=7"
     with pytest.raises(ConfigurationError, match="SIMULATED_FAULTS fault"):
         load({}, {"SIMULATED_FAULTS": "often"})
+
+
+@contextlib.contextmanager
+def as_somebody_else() -> Iterator[None]:
+    """Without the rights of the superuser, if the tests have them."""
+    superuser = os.geteuid() == 0
+    if superuser:
+        os.seteuid(65_534)
+    try:
+        yield
+    finally:
+        if superuser:
+            os.seteuid(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows asks otherwise who may enter a folder")
+def test_a_data_folder_that_may_not_be_entered_is_named_and_not_the_file_in_it(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    folder.mkdir(mode=0o000)
+    with as_somebody_else(), pytest.raises(ConfigurationError) as refused:
+        load({"data": str(folder)}, {})
+    assert str(refused.value).startswith(f"this user may not enter the data folder {folder}: run it as the user")

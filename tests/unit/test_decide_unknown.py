@@ -33,6 +33,7 @@ from tests.decider import (
     close_lost,
     deal,
     deals,
+    end_counted,
     evidence,
     expired,
     filled,
@@ -301,6 +302,17 @@ def test_what_shows_against_an_operator_s_word_is_recorded_all_the_same(resoluti
     given(*lost, word(resolution)).when(deals(deal())).then(AnomalyDetected, OrderFilled).and_order(
         status=Status.FILLED
     )
+
+
+def test_deals_that_are_nobody_s_already_end_the_order_that_an_operator_found_and_fill_nothing():
+    ended = given(*lost, word("found", 901)).when(end_counted(deal(7), deal(8))).then(OrderCancelled)
+    ended.and_order(status=Status.CANCELLED, filled_volume=D(0), remaining=D("0.3"))
+    assert "order 901 was dealt, but not by us: its deals 7, 8 are" in ended.the(OrderCancelled).reason
+
+
+def test_deals_that_are_its_own_or_come_when_it_has_ended_end_nothing():
+    given(*limit_partly).when(end_counted(deal(volume="0.1")), end_counted()).then_nothing()
+    given(*filled).when(end_counted(deal(99))).then_nothing()
 
 
 # --- what the broker shows of a working order -------------------------------------------------------------------

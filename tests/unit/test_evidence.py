@@ -348,8 +348,30 @@ def test_two_positions_that_hold_what_they_held_prove_absence():
 
 
 @pytest.mark.parametrize(
-    ("first", "second"), [("0.1", None), ("0.3", None), (None, "0.2"), (None, None), ("0.3", "0.1"), ("0.1", "0.2")]
+    ("first", "second", "kept", "gone"),
+    [("0.3", None, 700, 701), (None, "0.2", 701, 700), ("0.3", "0.1", 700, 0), ("0.1", "0.2", 701, 0)],
 )
+def test_a_close_by_takes_from_both_positions_so_that_one_as_it_was_proves_absence(first, second, kept, gone):
+    assert judged(close_by_lost, target=both(first, second)) == Absent(
+        f"position {kept} holds what it held before: a close-by takes from both",
+        final=f"position {gone} was closed by others" if gone else "",
+    )
+
+
+def test_deals_of_others_that_explain_all_a_position_has_lost_prove_that_a_close_by_took_nothing():
+    def seen(*deals):
+        return judged(close_by_lost, target=both("0.1", None), target_deals=deals)
+
+    out = {"entry": 1, "time_msc": 2_000, "position_id": 700}
+    by_hand = (deal(8, "0.15", **out), deal(9, "0.05", **out))
+    assert seen(*by_hand).evidence == "others made the deals of 700: a close-by takes from both"
+    reason = "the positions changed, and no deal says whether by this attempt"
+    assert seen(by_hand[0]) == open_(found=True, reason=reason)
+    ours = deal(10, "0.05", **out | {"entry": 3}, reason=3)
+    assert seen(by_hand[0], ours) == open_(found=True, reason=reason)
+
+
+@pytest.mark.parametrize(("first", "second"), [("0.1", None), (None, None), ("0.2", "0.1")])
 def test_positions_that_changed_without_a_deal_to_say_why_prove_nothing(first, second):
     reason = "the positions changed, and no deal says whether by this attempt"
     assert judged(close_by_lost, target=both(first, second)) == open_(found=True, reason=reason)

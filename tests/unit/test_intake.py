@@ -211,7 +211,7 @@ def test_all_reasons_are_given_at_once():
 
 def test_what_cannot_be_read_is_not_said_to_be_missing_nor_guessed_at():
     assert reasons(order(action="close", position_id="x")) == (
-        f"position_id must be a whole number from 1 to {2**63 - 1}, not 'x'",
+        f"position_id must be a whole number from 1 to {2**64 - 1}, not 'x'",
     )
     assert len(reasons(message(action="destroy", position_id=5))) == 1
     assert len(reasons(message(order_type="up", stop_limit_price=1, expires_at="2026-03-02T00:00:00Z"))) == 1
@@ -410,7 +410,7 @@ MALFORMED = [
         {"action": "close", "position_id": 901, "target_order_id": "ord_0"},
         ["only one of position_id, target_order_id may be given"],
     ),
-    ({"action": "close", "position_id": 0}, [f"position_id must be a whole number from 1 to {2**63 - 1}, not '0'"]),
+    ({"action": "close", "position_id": 0}, [f"position_id must be a whole number from 1 to {2**64 - 1}, not '0'"]),
     (
         {"action": "close", "target_order_id": "a/b"},
         ["target_order_id 'a/b' must be 1 to 64 characters of A-Z a-z 0-9 . _ : -"],
@@ -450,7 +450,7 @@ MALFORMED = [
         {"action": "cancel", "order_ticket": 903, "target_order_id": "ord_0"},
         ["only one of order_ticket, target_order_id may be given"],
     ),
-    ({"action": "cancel", "order_ticket": 0}, [f"order_ticket must be a whole number from 1 to {2**63 - 1}, not '0'"]),
+    ({"action": "cancel", "order_ticket": 0}, [f"order_ticket must be a whole number from 1 to {2**64 - 1}, not '0'"]),
     ({"action": "close_by"}, ["position_id is missing", "position_by_id is missing"]),
     ({"action": "close_by", "position_id": 901}, ["position_by_id is missing"]),
     ({"action": "close_by", "position_by_id": 902}, ["position_id is missing"]),

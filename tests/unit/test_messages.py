@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.messages import encode, outgoing, repeated
+from gateway.messages import as_known, encode, outgoing, repeated
 from gateway.times import iso
 from ledger.account_events import MessageRejected
 from ledger.events import TOPICS, Envelope, Recorded
@@ -18,9 +18,12 @@ from ledger.intake import raw_of
 from ledger.order import OUTCOMES
 from ledger.order_events import (
     DuplicateReceived,
+    FillCorrected,
+    FillCostsChanged,
     OrderFilled,
     OrderModified,
     OrderPartiallyFilled,
+    OrderPlaced,
     OrderRefused,
     OrderRejected,
     OrderRequested,
@@ -518,6 +521,31 @@ def test_a_duplicate_is_answered_with_the_standing_outcome_under_its_own_id():
     answer = repeated(recorded, envelope, standing)
     assert answer.subject == "broker.fill.EURUSD"
     assert (answer.message.duplicate, answer.message.event_id, answer.message.deal) == (True, "L:20", 8)
+
+
+def test_what_became_known_of_an_outcome_since_is_told_of_it_and_of_no_other():
+    def known(standing, *later):
+        recorded = Recorded(12, "order/o-1", 5, standing.topic(), b"")
+        first = Envelope(seq=12, event_id="L:12", schema_version=1, recorded_at=AT, data=standing)
+        return as_known(outgoing(recorded, first), later).message
+
+    placed = OrderPlaced(symbol="EURUSD", side="buy", order_ticket=7, price=Decimal("1.05"), sl=Decimal("1.01"))
+    moved = known(placed, OrderModified(symbol="EURUSD", order_ticket=7, price=Decimal("1.06"), by="m-1"))
+    assert (moved.price, moved.sl, moved.by, moved.status) == (Decimal("1.06"), None, None, "SUBMITTED")
+    assert known(placed, OrderModified(symbol="EURUSD", position_id=7, sl=Decimal(1))).sl == Decimal("1.01")
+    costs = {"commission": Decimal(-2), "swap": Decimal(0), "fee": Decimal(0), "profit": Decimal(1)}
+    paid = known(FILL, FillCostsChanged(deal=8, fill_version=5, **costs))
+    assert (paid.commission, paid.profit, paid.price) == (Decimal(-2), Decimal(1), FILL.price)
+    assert known(FILL, FillCostsChanged(deal=3, fill_version=4, **costs)).commission == FILL.commission
+    fields = {name: getattr(FILL, name) for name in FILL.__struct_fields__} | {"remaining_volume": Decimal("0.005")}
+    other = FillCorrected(**fields | {"deal": 3}, corrects=4, was_volume=Decimal("0.01"), was_price=Decimal(1))
+    less = known(FILL, other)
+    assert (less.deal, less.status, less.final, less.remaining_volume) == (
+        8,
+        "PARTIALLY_FILLED",
+        False,
+        Decimal("0.005"),
+    )
 
 
 @given(st.text(max_size=80))

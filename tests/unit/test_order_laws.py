@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from ledger.commands import (
+    EndCounted,
     ExpireOrder,
     GiveUp,
     OrderCommand,
@@ -143,6 +144,7 @@ news = st.one_of(
     st.builds(ResolveOutcome, resolution=st.sampled_from(["found", "absent", "abandoned"]), reason=st.just("seen")),
     st.builds(RecordDeals, deals=some_deals),
     st.builds(RecordOrderState, order=one_order),
+    st.builds(EndCounted, deals=some_deals),
     st.builds(moved_stops, st.sampled_from(["1", "1.01"])),
     st.just(RefuseOrder(reasons=("halted",))),
     st.just(ExpireOrder(age_s=D(31), limit_s=D(30), cause="age")),
