@@ -17,7 +17,8 @@ MINUTE_S: Final = 60.0
 
 
 class Admission:
-    """Judges what is about to be sent. A price of the last quarter second is good enough to let a request through;
+    """Judges what is about to be sent. `zone` tells the server's wall clock minus UTC (s), which changes with summer
+    time and may not be known. A price of the last quarter second is good enough to let a request through;
     only a price asked for just now may refuse one."""
 
     def __init__(
@@ -27,11 +28,11 @@ class Admission:
         clock: Callable[[], datetime],
         *,
         margin_mode: int,
-        server_utc_offset_s: int | None,
+        zone: Callable[[], int | None],
         risk: RiskWatch | None = None,
     ) -> None:
         self._query, self._limits, self._clock, self._risk = query, limits, clock, risk
-        self._margin_mode, self._offset_s = margin_mode, server_utc_offset_s
+        self._margin_mode, self._zone = margin_mode, zone
         self._ticks: dict[str, tuple[Tick, float]] = {}
         self._let_through: OrderedDict[str, float] = OrderedDict()  # orders of the last minute that open
 
@@ -63,7 +64,7 @@ class Admission:
             self._let_through.popitem(last=False)
         return View(
             margin_mode=self._margin_mode,
-            server_utc_offset_s=self._offset_s,
+            server_utc_offset_s=self._zone(),
             target=target,
             open_positions=self._risk.open_positions(order_id) if self._risk is not None else None,
             orders_last_minute=len(self._let_through) - (order_id in self._let_through),

@@ -147,11 +147,16 @@ class Followed:
         """Of a deal that is not ours and not in `seen`."""
         return deal.time_msc >= self.known_from_msc
 
-    def forget_before(self, time_msc: int) -> None:
-        """They are not looked at any more."""
+    def forget_before(self, time_msc: int, nobodys_msc: int) -> None:
+        """They are not looked at any more, unless the server's clock goes back. Then an order of ours knows its deals;
+        those that are not ours are kept from `nobodys_msc` on."""
         if len(self.seen) > 1_000:
-            self.known_from_msc = max(self.known_from_msc, time_msc)
-            self.seen = {ticket: one for ticket, one in self.seen.items() if one.time_msc >= time_msc}
+            self.known_from_msc = max(self.known_from_msc, nobodys_msc)
+            self.seen = {
+                ticket: one
+                for ticket, one in self.seen.items()
+                if one.time_msc >= (time_msc if one.order_id else nobodys_msc)
+            }
 
     def cursor(self, since_msc: int) -> DealsFollowed:
         """The event to go on from, if deals are looked at again from `since_msc` on. Ours need no mention: an order

@@ -9,8 +9,9 @@ from nats.aio.client import Client
 
 from gateway.admission import Admission
 from gateway.alerts import Alerts
-from gateway.broker import Account, Broker
+from gateway.broker import Broker
 from gateway.config import Settings
+from gateway.connection import Connection
 from gateway.control import Control
 from gateway.errands import Errands
 from gateway.halts import DeadMansSwitch, Halts
@@ -28,8 +29,8 @@ from ledger.writer import Cause, Ledger
 
 
 class Edge:
-    """Started before orders are taken up, so that none is sent unjudged; listens once they are. `reconcile`: compares
-    our view with the broker's and tells what it found; `reconnect`: connects to the broker, tells why it could not."""
+    """Started before orders are taken up, so that none is sent unjudged; listens once they are. `link` is the
+    connection to the broker. `reconcile`: compares our view with the broker's and tells what it found."""
 
     def __init__(
         self,
@@ -38,12 +39,11 @@ class Edge:
         store: EventStore,
         query: Broker,
         submitter: Submitter,
-        account: Account,
+        link: Connection,
         connection: Client,
         clock: Callable[[], datetime],
         version: str,
         reconcile: Callable[[Cause], Awaitable[AccountReconciled]] | None = None,
-        reconnect: Callable[[], Awaitable[str]] | None = None,
         sync: Sync | None = None,
     ) -> None:
         self._settings, self._connection = settings, connection
@@ -51,15 +51,18 @@ class Edge:
         self.alerts = Alerts(ledger, settings)
         errands = Errands(ledger, submitter, clock)
         self.halts = Halts(ledger, errands, settings)
-        offset_s = account.server_utc_offset_s
+
+        def zone() -> int | None:
+            return link.account.server_utc_offset_s
+
         self._overdue = Overdue(ledger, submitter, self.alerts, clock)
-        self._risk = RiskWatch(query, ledger, self.halts, settings.limits, clock, offset_s or 0)
+        self._risk = RiskWatch(query, ledger, self.halts, settings.limits, clock, zone)
         self._admission = Admission(
             query,
             settings.limits,
             clock,
-            margin_mode=account.margin_mode,
-            server_utc_offset_s=offset_s,
+            margin_mode=link.account.margin_mode,
+            zone=zone,
             risk=self._risk,
         )
         submitter.judge_by(self._admission.objections)
@@ -73,7 +76,7 @@ class Edge:
             open_now=queries.open_now,
             take=submitter.take,
             reconcile=reconcile,
-            reconnect=reconnect,
+            reconnect=link.reconnect,
             sync=sync,
         )
         self._service = MicroService(

@@ -49,6 +49,7 @@ LINK_DOWN: Final = NotSent(-10004, "the terminal's link is down")
 _DAY_S: Final = 86_400
 _QUARTER_S: Final = 900
 _FRESH_S: Final = 30  # a tick this close to a whole quarter hour off our clock shows the server's zone
+_ZONE_EVERY_S: Final = 20  # the zone is looked at
 _WIDEST_ZONE_S: Final = 14 * 3600  # while the offset is not known
 _DEAL_POLL_S: Final = 0.005
 _FLOATS: Final = ("volume", "price", "stoplimit", "sl", "tp")
@@ -134,6 +135,7 @@ class Mt5Session:
         self.link_broken = True
         self.server_utc_offset_s: int | None = None
         self._last_tick = (0.0, -math.inf)  # of the clock symbol: its time, and when we looked
+        self._zone_at = -math.inf  # when to look at it again
 
     def __repr__(self) -> str:
         return f"Mt5Session(login={self._login}, server={self._server!r})"
@@ -158,13 +160,8 @@ class Mt5Session:
                 raise LoginRefused(text, code)
             raise TerminalError(text, code)
         self.link_broken = False
-        account = self.account()
-        try:
-            self.tick(self._clock_symbol)
-        except TerminalError:  # a broker may have no such symbol: then the zone stays unknown
-            if self.link_broken:
-                raise
-        return self._with_offset(account)
+        self._zone_at = -math.inf
+        return self.account()
 
     def close(self) -> None:
         self.link_broken = True
@@ -177,7 +174,20 @@ class Mt5Session:
             raise LoginRefused(f"the terminal is logged in to account {account.login}, not {self._login}")
         if self._server and account.server != self._server:
             raise LoginRefused(f"the terminal is logged in at {account.server!r}, not {self._server!r}")
+        self._look_at_zone()
         return self._with_offset(account)
+
+    def _look_at_zone(self) -> None:
+        """Summer time begins and ends also while the terminal is connected. A zone that seems to change is looked at
+        again with the next question."""
+        if self._monotonic() < self._zone_at:
+            return
+        self._zone_at = self._monotonic() + _ZONE_EVERY_S
+        try:
+            self.tick(self._clock_symbol)
+        except TerminalError:  # a broker may have no such symbol: then the zone stays unknown
+            if self.link_broken:
+                raise
 
     def _with_offset(self, account: Account) -> Account:
         return decode.with_offset(account, self.server_utc_offset_s)
@@ -274,6 +284,8 @@ class Mt5Session:
         just_moved = before_s != tick_s and now - looked_at < _FRESH_S
         if self.server_utc_offset_s is None or offset > self.server_utc_offset_s or just_moved:
             self.server_utc_offset_s = offset
+        elif offset < self.server_utc_offset_s:
+            self._zone_at = now
 
     def find(self, magics: Sequence[int], comments: Sequence[str], since_s: float) -> Evidence:
         """Four fresh queries, in the direction an order moves: working, history, deals, positions."""

@@ -56,10 +56,10 @@ class RiskWatch:
         halts: Halts,
         limits: Limits,
         clock: Callable[[], datetime],
-        server_utc_offset_s: int,
+        zone: Callable[[], int | None],
     ) -> None:
         self._query, self._ledger, self._halts, self._limits = query, ledger, halts, limits
-        self._clock, self._offset_s = clock, server_utc_offset_s
+        self._clock, self._zone = clock, zone
         self._positions, self._loss, self._at = 0, ZERO, float("-inf")
         self._under_way: dict[str, float] = {}  # orders let through, and when
         self._look_now = asyncio.Event()
@@ -119,8 +119,9 @@ class RiskWatch:
 
     async def _look(self) -> None:
         began = elapsed()
-        midnight = next_midnight(self._clock(), self._offset_s) - timedelta(days=1)
-        midnight_msc = round((midnight - _EPOCH) / timedelta(milliseconds=1)) + self._offset_s * 1000
+        offset_s = self._zone() or 0
+        midnight = next_midnight(self._clock(), offset_s) - timedelta(days=1)
+        midnight_msc = round((midnight - _EPOCH) / timedelta(milliseconds=1)) + offset_s * 1000
         arrived = [one for one in self._under_way if not self._is_under_way(one)]
         try:
             activity = await self._query.activity(midnight_msc)
@@ -144,4 +145,4 @@ class RiskWatch:
             standing = None
         if standing is None and self._limits.daily_loss and self._loss >= self._limits.daily_loss:
             reason = f"today's loss {self._loss} has reached {plain(self._limits.daily_loss)}"
-            self._halts.halt(LIMIT, reason, cause, until=next_midnight(now, self._offset_s))
+            self._halts.halt(LIMIT, reason, cause, until=next_midnight(now, self._zone() or 0))

@@ -41,6 +41,7 @@ log = structlog.get_logger()
 
 CAUSE: Final = Cause(actor="broker")
 TIGHT_S: Final = (0.02, 0.05, 0.1, 0.2, 0.4)
+CLOCK_BACK_MSC: Final = 3_600_000  # that the server's clock goes back at the end of summer time
 LONG_OVERLAP_S: Final = 60.0  # after a start or a lost connection, beside the deadlines of the calls
 SHARE: Final = 20  # by interval, at most one part in so many of the time goes into looking
 TIGHT_SHARE: Final = 4
@@ -73,6 +74,7 @@ class Sync:
         self._long_overlap_s = LONG_OVERLAP_S + 2 * settings.call_deadline_s
         self._overlap_s = self._long_overlap_s
         self._saved = (0, 0.0)  # the time of the last DealsFollowed, and when it was written
+        self._zone_s = self._offset_s
         self._guard = Guard()
         self.lock = asyncio.Lock()  # held while what the account shows is taken up
 
@@ -178,6 +180,9 @@ class Sync:
             self._tight += 1
 
     async def _poll(self) -> None:
+        if self._offset_s < self._zone_s:  # some of what was dealt since is not looked at by the usual overlap
+            self._overlap_s = self._long_overlap_s
+        self._zone_s = self._offset_s
         working = [order for order in self._ledger.open_orders.values() if order.status in WORKING]
         since_msc = self._since_msc()
         activity = await self._query.activity(since_msc, orders=bool(working), rest=False)
@@ -188,11 +193,14 @@ class Sync:
         if complete:
             self._overlap_s = self._settings.deal_overlap_s
         # After a restart or a lost connection it is looked further back: what is known from then on stays known.
-        self._followed.forget_before(min(since_msc, self._followed.through_msc - round(self._long_overlap_s * 1000)))
+        kept_msc = self._followed.through_msc - round(self._long_overlap_s * 1000)
+        self._followed.forget_before(min(since_msc, kept_msc), kept_msc - CLOCK_BACK_MSC)
 
     def _since_msc(self) -> int:
         followed = self._followed
-        since = followed.through_msc - round(self._overlap_s * 1000)
+        # When summer time ends the server's clock goes back: its next deals look older than those that are known.
+        newest = max(min(followed.through_msc, self._server_msc()), followed.through_msc - CLOCK_BACK_MSC)
+        since = newest - round(self._overlap_s * 1000)
         # A fill that only a result has told of waits for its deal, but not for ever.
         oldest = min(followed.provisional.values(), default=since)
         return max(min(since, oldest), since - 3_600_000, 1)

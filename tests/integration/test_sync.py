@@ -234,3 +234,27 @@ async def test_a_ledger_created_by_a_clock_that_was_ahead_misses_no_deal_once_th
         for terminal in (desk.trade, desk.query):
             await terminal.close()
         stop_broker(tmp_path / "d" / "broker")
+
+
+async def test_deals_of_the_hour_that_comes_twice_when_summer_time_ends_are_not_missed(desk: Desk) -> None:
+    desk.window("trade", type="buy", symbol="EURUSD", volume=0.1)
+    await external(desk)
+    desk.sync._followed.through_msc += 3_600_000  # as it was by the server's clock until it went back
+    desk.window("trade", type="buy", symbol="EURUSD", volume=0.2)
+    desk.sync.poke()
+    found = await external(desk, 2)
+    await desk.sync._poll()
+    assert (
+        [deal.deal.volume for deal in await external(desk, 2)]
+        == [D("0.1"), D("0.2")]
+        == [one.deal.volume for one in found]
+    )
+
+
+def test_deals_that_are_not_ours_are_known_an_hour_longer_than_ours() -> None:
+    followed = Followed()
+    for number in range(1_100):
+        followed.seen[number] = Seen(number, "o-1" if number % 2 else "", None)
+    followed.forget_before(1_000, 500)
+    assert sorted(followed.seen) == [one for one in range(500, 1_100) if one >= 1_000 or not one % 2]
+    assert followed.known_from_msc == 500

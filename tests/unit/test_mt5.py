@@ -353,6 +353,32 @@ def test_only_a_tick_that_has_just_moved_lowers_the_offset() -> None:
     assert session.server_utc_offset_s == 7200
 
 
+@pytest.mark.parametrize("to", [7200, 3600], ids=["begins", "ends"])
+def test_summer_time_that_begins_or_ends_while_connected_is_noticed_by_looking_at_the_account(to: int) -> None:
+    now = [1_700_000_000.0]
+    module = Scripted(symbol_info_tick=tick(now[0] + 5400))
+    session = connected(module, wall=lambda: now[0], monotonic=lambda: now[0])
+    for _ in range(30):  # within a minute and a half
+        now[0] += 3
+        module.answers["symbol_info_tick"] = tick(now[0] + to)
+        account = session.account()
+    assert account.server_utc_offset_s == to
+    asked = len(module.called("symbol_info_tick"))
+    for _ in range(20):
+        now[0] += 1
+        session.account()
+    assert len(module.called("symbol_info_tick")) - asked <= 2
+
+
+def test_a_market_that_stands_still_never_changes_the_zone() -> None:
+    now = [1_700_000_000.0]
+    module = Scripted(symbol_info_tick=tick(now[0] + 7200))
+    session = connected(module, wall=lambda: now[0], monotonic=lambda: now[0])
+    for _ in range(3000):  # two hours and a half, past many whole quarters
+        now[0] += 3
+        assert session.account().server_utc_offset_s == 7200
+
+
 def test_an_unknown_symbol_is_none_and_a_failure_is_an_error() -> None:
     module = Scripted(symbol_info=None, last_error=(-4, "Terminal: Not found"))
     session = connected(module)
