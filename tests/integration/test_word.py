@@ -1,6 +1,5 @@
 """An operator finds an order at the broker that a person made by hand: nothing of it carries our marks."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from decimal import Decimal
@@ -12,9 +11,10 @@ import pytest
 from gateway.control import Control
 from gateway.halts import Halts
 from gateway.queries import Declined
+from ledger.commands import ResolveOutcome
 from ledger.order import Status
 from tests.differences import agrees
-from tests.gateway_desk import Desk, desk_in
+from tests.gateway_desk import CLIENT, Desk, desk_in
 
 D = Decimal
 BY_HAND = {"type": "buy", "symbol": "EURUSD", "volume": 0.1}
@@ -63,12 +63,12 @@ async def test_an_order_that_a_hand_placed_is_filled_by_its_deals_also_after_a_r
 
 
 async def test_deals_of_a_hand_that_nobody_had_looked_at_become_the_order_s_fills(tmp_path: Path) -> None:
-    async with unknown_order(tmp_path, POLL_INTERVAL_S="3600") as desk:
+    async with unknown_order(tmp_path) as desk:
         async with desk.sync.lock:  # nothing is followed meanwhile
             made = desk.window("trade", **BY_HAND)
-            word = asyncio.create_task(found(desk, made["order"]))
-            await desk.event("", "account.control_received")
-        await word
+            assert await desk.sync.objection("o-1", made["order"]) == ""
+            word = ResolveOutcome(resolution="found", reason="by hand", order_ticket=made["order"])
+            desk.sync.named(desk.ledger.execute("o-1", word, CLIENT).order)
         filled = await desk.ended("o-1")
         assert (filled.status, [one.ticket for one in filled.deals]) == (Status.FILLED, [made["deal"]])
         await desk.restart()
