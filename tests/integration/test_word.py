@@ -104,3 +104,18 @@ async def test_a_ticket_the_broker_does_not_know_or_of_another_order_is_declined
             await found(desk, other.order_ticket)
         assert "outcome_resolved" not in desk.topics("o-1")
         assert [one.topic() for one in desk.events("")].count("account.control_received") == 2
+
+
+async def test_a_close_that_a_hand_made_ends_and_gives_its_position_back(tmp_path: Path) -> None:
+    async with desk_in(tmp_path / "d", reconciles=True, SERVER_TIMEOUT_S="60") as desk:
+        opened = await desk.open("o-2", volume=0.3)
+        desk.fault("error=-10002*1")
+        await desk.submit("o-1", action="close", target_order_id="o-2", volume=0.1)
+        await desk.until("o-1", Status.UNKNOWN)
+        made = desk.window("close", ticket=opened.position_id, volume=0.1)
+        await desk.event("", EXTERNAL)
+        await found(desk, made["order"])
+        assert (await desk.ended("o-1")).status is Status.CANCELLED
+        await desk.submit("c-2", action="close", target_order_id="o-2")
+        assert (await desk.ended("c-2")).filled_volume == D("0.2")
+        assert desk.window("positions") == []
