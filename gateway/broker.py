@@ -49,7 +49,7 @@ CheckOutcome = Checked | NotSent | Unknown
 
 
 class Send(msgspec.Struct, frozen=True):
-    """A request to be sent, and the monotonic time (s) after which it must not be (design: fenced broker)."""
+    """A request to be sent, and the time (s, by `elapsed`) after which it must not be (design: fenced broker)."""
 
     request: TradeRequest
     not_after: float

@@ -161,6 +161,7 @@ def _rebuild(settings: Settings, target: "Target", *, exchange: bool, advance: C
                     _ledger_id(store),
                     database=settings.clickhouse_database,
                     cluster=settings.clickhouse_cluster,
+                    url=settings.ledger_url.reveal(),
                     exchange=exchange,
                     advance=advance,
                 )

@@ -20,7 +20,6 @@ process in return.
 """
 
 import socket
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import Any, Final
 
 from gateway import mt5_remote
 from gateway.broker import TerminalError
+from gateway.elapsed import elapsed
 from gateway.mt5 import NotAfterPassed
 from gateway.mt5_values import NotCarried, Reader, carried, pairs
 from gateway.simulated import constants
@@ -95,7 +95,7 @@ class Bridge:
         return self._error
 
     def order_send_until(self, request: dict[str, Any], not_after: float) -> Any:
-        """`order_send`, if the call begins before `not_after` of this machine's monotonic clock (s). Raises
+        """`order_send`, if the call begins before `not_after` (s, by `elapsed`). Raises
         NotAfterPassed when the server did not begin it."""
         return self._function("order_send", request, until=not_after)
 
@@ -119,7 +119,7 @@ class Bridge:
         self._connection._config["sync_request_timeout"] = None if name in ("initialize", "login") else self._timeout_s
         try:
             clock, what, result, told = self._remote(*call, limit)
-            self._ahead_s = clock - time.monotonic()
+            self._ahead_s = clock - elapsed()
             value = self._reader.read(result) if what == "done" else None
         except Exception as problem:  # of the connection, or of a reply that cannot be read: it may have been done
             self._disconnect()
@@ -149,7 +149,7 @@ class Bridge:
         limit = {"sync_request_timeout": CONNECT_TIMEOUT_S}
         self._connection = connect_stream(SocketStream(sock), ClassicClient, limit)
         self._connection.execute(Path(mt5_remote.__file__).read_text())
-        self._ahead_s = self._connection.namespace["ready"]() - time.monotonic()
+        self._ahead_s = self._connection.namespace["ready"]() - elapsed()
         self._remote = self._connection.namespace["call"]
         self._reader = Reader()
 

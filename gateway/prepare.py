@@ -3,7 +3,6 @@
 Nothing here has an effect at the broker or in the ledger; what becomes of the order is the caller's to record.
 """
 
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
 from typing import Final, NamedTuple
@@ -11,6 +10,7 @@ from typing import Final, NamedTuple
 from gateway.broker import Broker, Symbol, TargetView
 from gateway.closes import Closes
 from gateway.connection import Connection
+from gateway.elapsed import elapsed
 from gateway.requests import NETTING_MODES, Facts, Refusal, build_request
 from gateway.symbols import Symbols
 from gateway.targets import Aim, InFlight, Pending, Withdraw, aim_of, exclusive_keys
@@ -115,7 +115,7 @@ class Preparer:
         request = build_request(order, order.attempt + 1, facts)
         if isinstance(request, Refusal):
             return request
-        seen_at = time.monotonic()
+        seen_at = elapsed()
         if self.admit is not None and (reasons := await self.admit(order.order_id, request, symbol, image)):
             return Refusal(reasons)
         return Built(request, symbol.point, image, seen_at)

@@ -1,10 +1,10 @@
 """What the broker says of symbols, asked once in a while: names, steps and modes hardly ever change, prices do."""
 
-import time
 from decimal import Decimal
 from typing import Final
 
 from gateway.broker import Broker, Symbol
+from gateway.elapsed import elapsed
 from gateway.requests import EXECUTION_MARKET
 
 TTL_S: Final = 60.0
@@ -20,7 +20,7 @@ class Symbols:
 
     async def get(self, name: str) -> Symbol | None:
         """The symbol, at most a minute old; None when the broker does not know it. Raises TerminalError."""
-        now = time.monotonic()
+        now = elapsed()
         known = self._known.get(name)
         if known is not None and now < known[1]:
             return known[0]

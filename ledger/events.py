@@ -146,7 +146,19 @@ SCHEMA_VERSIONS: Final[dict[str, int]] = {"order.stale": 2}
 UPCASTERS: Final[dict[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]]] = {("order.stale", 1): _stale_v2}
 
 
-class _Header(msgspec.Struct):
+class Header(msgspec.Struct, frozen=True, gc=False):
+    """An envelope without its event: a third of the work for who needs no more."""
+
+    event_id: str
+    schema_version: int
+    recorded_at: datetime
+    account: str = ""
+    actor: str = ""
+    correlation_id: str = ""
+    causation_id: str = ""
+
+
+class _Version(msgspec.Struct):
     seq: int
     schema_version: int
 
@@ -155,7 +167,9 @@ _encoder = msgspec.json.Encoder(decimal_format="string")
 
 _decoder = msgspec.json.Decoder(Envelope)
 
-_header_decoder = msgspec.json.Decoder(_Header)
+_header_decoder = msgspec.json.Decoder(Header)
+
+_version_decoder = msgspec.json.Decoder(_Version)
 
 encode = _encoder.encode
 
@@ -167,7 +181,7 @@ def schema_version(topic: str) -> int:
 
 def seq_of(state: bytes) -> int:
     """The sequence number inside stored bytes. Raises msgspec.DecodeError when they are no envelope."""
-    return _header_decoder.decode(state).seq
+    return _version_decoder.decode(state).seq
 
 
 def decode(recorded: Recorded) -> Envelope:
@@ -185,12 +199,12 @@ def decode(recorded: Recorded) -> Envelope:
         envelope = _decoder.decode(recorded.state)
     except msgspec.ValidationError:
         # Data of another version need not fit: its header says what it is.
-        if _header_decoder.decode(recorded.state).schema_version == current:
+        if _version_decoder.decode(recorded.state).schema_version == current:
             raise
     else:
         if envelope.schema_version == current:
             return envelope
-    stored = _header_decoder.decode(recorded.state).schema_version
+    stored = _version_decoder.decode(recorded.state).schema_version
     if not 0 < stored <= current:
         raise UnknownSchema(
             f"event {recorded.seq} ({recorded.topic}) has schema version {stored}, known is {current}: upgrade"
@@ -199,6 +213,11 @@ def decode(recorded: Recorded) -> Envelope:
     for version in range(stored, current):
         whole["data"] = UPCASTERS[recorded.topic, version](whole["data"])
     return msgspec.convert(whole, Envelope, strict=False)
+
+
+def header_of(recorded: Recorded) -> Header:
+    """Raises msgspec.DecodeError for bytes that are no event."""
+    return _header_decoder.decode(recorded.state)
 
 
 def event_of(recorded: Recorded) -> Event:

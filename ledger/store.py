@@ -71,6 +71,7 @@ class EventStore:
     cursor = "rowid"
     place = "?"
     binary = ""  # what makes a comparison of texts one of bytes
+    page = PAGE  # rows that a scan reads at a time
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -90,12 +91,13 @@ class EventStore:
 
     def scan(self, after: int = 0) -> Iterator[Recorded]:
         """Every event after `after`, in stored order, in pages; from 0 every row there is, whatever its seq says."""
-        page, last = self._page(_LOWEST, PAGE, 1) if after == 0 else self._first(after, PAGE)
+        most = self.page
+        page, last = self._page(_LOWEST, most, 1) if after == 0 else self._first(after, most)
         while True:
             yield from (page if after == 0 else [one for one in page if one.seq > after])
-            if len(page) < PAGE:
+            if len(page) < most:
                 return
-            page, last = self._page(last + 1, PAGE, page[-1].seq + 1)
+            page, last = self._page(last + 1, most, page[-1].seq + 1)
 
     def at(self, seq: int) -> Recorded | None:
         found = self.read(seq - 1, 1) if seq > 0 else []
@@ -276,6 +278,7 @@ def _unavailable(name: str) -> Iterator[None]:
 
 class _SqliteStore(EventStore):
     is_local = True
+    page = 256  # a query costs next to nothing here, and so few rows stay in the processor's cache
 
     def __init__(self, path: Path, *, readonly: bool, journal: str = "wal") -> None:
         super().__init__(str(path))

@@ -24,11 +24,9 @@ from ledger.events import LedgerCreated, event_of
 from ledger.store import EventStore, open_store
 from projections.audit_files import AuditFilesSink
 from projections.clickhouse import ClickHouseSink, Target
-from projections.digest import batches_of
-from projections.feed import Feed
 from projections.follower import Batch, Follower, Pace, Position, Sink
 from projections.measure import Mirrored, mirror, peak_mb
-from projections.rebuild import FOLDED, Inserts, rebuild_alone
+from projections.rebuild import Inserts, Rebuild, take_stretch
 from projections.settings import ProjectionSettings
 from projections.source import StoreSource
 
@@ -69,20 +67,31 @@ def _tell(line: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def rebuilt(store: EventStore, folder: Path, ledger_id: str) -> Mirrored:
+def rebuilt(store: EventStore, url: str, folder: Path, ledger_id: str) -> Mirrored:
     target = Target(path=str(folder / "clickhouse"))
     asyncio.run(_prepare(ClickHouseSink(target, ledger_id, database=DATABASE)))
-    began, cpu = time.perf_counter(), time.process_time()
-    found = rebuild_alone(store, target, ledger_id, database=DATABASE)
-    took_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu
+    rebuild = Rebuild(store, target, ledger_id, database=DATABASE, url=url, hold=lambda work: work())
+    began, cpu = time.perf_counter(), _cpu_s()
+    found = rebuild.run()
+    return _mirrored("clickhouse", found.seq, began, cpu, rebuild.beside_mb)
+
+
+def _cpu_s() -> float:
+    """Of this process and of those that it started and that have ended."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
+def _mirrored(sink: str, events: int, began: float, cpu: float, beside_mb: float) -> Mirrored:
+    took_s, cpu_s = time.perf_counter() - began, _cpu_s() - cpu
     return Mirrored(
-        sink="clickhouse",
-        events=found.seq,
+        sink=sink,
+        events=events,
         batches=0,
         seconds=round(took_s, 3),
-        events_per_s=round(found.seq / took_s),
-        cpu_us_per_event=round(cpu_s / found.seq * 1e6, 1),
-        peak_mb=round(peak_mb(), 1),
+        events_per_s=round(events / took_s),
+        cpu_us_per_event=round(cpu_s / events * 1e6, 1),
+        peak_mb=round(peak_mb() + beside_mb, 1),
     )
 
 
@@ -101,31 +110,20 @@ def _no_folds(account: str, ids: Sequence[int], seq: int) -> Iterable[str]:
     raise SystemExit(f"positions {ids} are older than event {seq}: only the tables could tell them")
 
 
-def made(store: EventStore, folder: Path, ledger_id: str) -> Mirrored:
+def made(store: EventStore, url: str, folder: Path, ledger_id: str) -> Mirrored:
     """As `Rebuild` reads, folds and packs a ledger in which no position is older than the orders at hand."""
     import clickhouse_connect  # noqa: F401  # the client is ours, the engine is not
 
-    inserts, feed, last = Inserts(_Dropped(folder, ledger_id)), Feed(store.streams, _no_folds), 0
-    began, cpu = time.perf_counter(), time.process_time()
+    inserts, head = Inserts(_Dropped(folder, ledger_id)), store.head()
+    last = head.seq if head else 0
+    began, cpu = time.perf_counter(), _cpu_s()
     gc.disable()
-    for batch in batches_of(store.scan(), FOLDED):
-        last = batch.position.seq
-        inserts.add(feed.rows(batch), last, lambda _: None)
-    inserts.settle()
+    beside_mb = take_stretch(store, url, 0, last, _no_folds, inserts, lambda _: None)
     gc.enable()
     inserts.close()
-    took_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu
     if "chdb" in sys.modules:
         raise SystemExit("the engine was loaded where it is left out")
-    return Mirrored(
-        sink="rows",
-        events=last,
-        batches=0,
-        seconds=round(took_s, 3),
-        events_per_s=round(last / took_s),
-        cpu_us_per_event=round(cpu_s / last * 1e6, 1),
-        peak_mb=round(peak_mb(), 1),
-    )
+    return _mirrored("rows", last, began, cpu, beside_mb)
 
 
 async def _prepare(sink: Sink) -> None:
@@ -176,9 +174,9 @@ def measured(kind: str, url: str, folder: Path, brokers: str) -> Mirrored | Live
     if not isinstance(created, LedgerCreated):
         raise SystemExit(f"no ledger in {url}")
     if kind == "rebuild":
-        return rebuilt(store, folder, created.ledger_id)
+        return rebuilt(store, url, folder, created.ledger_id)
     if kind == "rows":
-        return made(store, folder, created.ledger_id)
+        return made(store, url, folder, created.ledger_id)
     if kind == "live":
         return asyncio.run(followed(store, folder, created.ledger_id))
     if kind == "audit":

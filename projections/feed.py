@@ -9,11 +9,11 @@ rebuild give the same rows.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ledger.book import Book
+from ledger.book import Book, Changes
 from ledger.errors import LedgerUnavailable
-from ledger.events import Recorded, decode, order_stream
+from ledger.events import Envelope, Recorded, decode, order_stream
 from projections.follower import Batch
-from projections.rows import position_of, rows_of
+from projections.rows import derived_rows, position_of, rows_of
 from projections.tables import Row
 
 if TYPE_CHECKING:
@@ -59,6 +59,13 @@ class Feed:
 
     def rows(self, batch: Batch) -> dict[str, list[Row]]:
         """By table, only tables that have any. Raises LedgerUnavailable when earlier events cannot be read."""
+        return rows_of(*self._taken(batch))
+
+    def derived(self, batch: Batch) -> dict[str, list[Row]]:
+        """The same without `order_events`, whose rows need no fold."""
+        return derived_rows(*self._taken(batch))
+
+    def _taken(self, batch: Batch) -> tuple[list[tuple[Recorded, Envelope]], Changes]:
         first = batch.records[0].seq
         if self._book.seq != first - 1:
             self.forget()
@@ -71,7 +78,7 @@ class Feed:
             account = next((one.account for one in batch.envelopes if one.account), "")
             for fold in self._folds(account, sorted(wanted), first):
                 book.learn_position(position_of(fold))
-        return rows_of(pairs, book.take(pairs))
+        return pairs, book.take(pairs)
 
     def _learn_orders(self, missing: dict[str, int]) -> None:
         if not missing:

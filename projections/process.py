@@ -128,6 +128,7 @@ class Projections:
                     ledger_id,
                     database=target[1],
                     cluster=settings.clickhouse_cluster,
+                    url=settings.ledger_url,
                     hold=hold,
                     advance=advance,
                 ),

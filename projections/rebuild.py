@@ -1,39 +1,42 @@
 """Builds all tables again from the ledger, beside the ones in use, compares both, and exchanges them.
 
 The new set has the suffix `_rebuild`; its own `order_events` tells how far it is, so a rebuild that was interrupted
-goes on there. Events are folded in small batches, so that few objects are alive at a time, and inserted in large ones,
-which cost the database least; folding goes on while the insert before runs. Rows that changed since the position of
+goes on there. Folding many events is left to another process (`folding.py`), whose rows come in parts; meanwhile the
+rows of `order_events` are made here, and the part before is inserted. Rows that changed since the position of
 the comparison are left out of it on both sides, so the tables in use may go on growing meanwhile. For the exchange
 alone the writer of those tables is held: the new set is taken to where they stand, then each pair of tables changes
 names in one step, and the old ones are dropped.
 """
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from ledger.events import Recorded
+from ledger.events import Recorded, header_of
 from ledger.store import EventStore
 from projections.clickhouse import ClickHouseSink, Target, connect, recover
-from projections.digest import REPLACED, batches_of, count, held
+from projections.digest import REPLACED, count, held
 from projections.durable import Mark
-from projections.feed import Feed, folds_of
+from projections.feed import Folds, folds_of
+from projections.folding import Part, Sizes, fold_beside, fold_here
 from projections.follower import Position
 from projections.migrate import Place
-from projections.tables import POSITION_HISTORY, TABLES, Row, Table, block
+from projections.rows import order_event_row
+from projections.tables import ORDER_EVENTS, POSITION_HISTORY, TABLES, Row, Table, block
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver.client import Client
 
 SUFFIX: Final = "_rebuild"
-FOLDED: Final = 1_024  # events folded at a time, at least
-INSERTED: Final = 16_384  # events inserted at a time, at least
+SIZES: Final = Sizes()
+MANY: Final = 20_000  # events from which on a process that folds them is worth its start
 NEAR: Final = 20_000  # events that are left to the exchange at most
 _ROUNDS: Final = 20
+_EVENTS_PACKED: Final = 512
 
 
 class Compared(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,51 +68,73 @@ class Stopped(Exception):
 
 
 class Inserts:
-    """Rows on their way into the tables. As blocks they wait for enough others, then a thread inserts them."""
+    """Blocks on their way into the tables: a thread inserts them while the next ones are made."""
 
     def __init__(self, sink: ClickHouseSink) -> None:
         self._sink = sink
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rebuild")
-        self._blocks: dict[str, list[bytes]] = {}
-        self._first = self._last = 0
-        self._told: Callable[[int], None] = lambda _: None
         self._under_way: tuple[Future[None], int] | None = None
+        self._told: Callable[[int], None] = lambda _: None
 
-    def add(self, rows: Mapping[str, Sequence[Row]], seq: int, told: Callable[[int], None]) -> None:
-        """The rows of the events up to `seq`. `told` is told of each position the tables have reached, and may raise;
-        so may what an earlier insert failed with."""
-        for table in TABLES:
-            if table.name in rows:
-                self._blocks.setdefault(table.name, []).append(block(table, rows[table.name]))
-        self._last, self._told = seq, told
-        if self._last - self._first >= INSERTED:
-            self._begin()
+    def add(self, blocks: dict[str, list[bytes]], seq: int, told: Callable[[int], None]) -> None:
+        """The blocks of the events up to `seq`. `told` is told of each position the tables have reached, and may
+        raise; so may what an earlier insert failed with."""
+        self.settle()
+        self._told, self._under_way = told, (self._thread.submit(self._sink.insert_blocks, blocks), seq)
 
     def settle(self) -> None:
         """Returns when all that was added is in the tables. Raises as `add` does."""
-        if self._blocks:
-            self._begin()
-        self._wait()
-
-    def close(self) -> None:
-        """Waits for the insert that runs; what waits is dropped."""
-        self._thread.shutdown(wait=True)
-
-    def _begin(self) -> None:
-        self._wait()
-        self._under_way = self._thread.submit(self._sink.insert_blocks, self._blocks), self._last
-        self._blocks, self._first = {}, self._last
-
-    def _wait(self) -> None:
         if self._under_way is not None:
             (insert, seq), self._under_way = self._under_way, None
             insert.result()
             self._told(seq)
 
+    def close(self) -> None:
+        self._thread.shutdown(wait=True)
+
+
+def _event_blocks(events: Iterator[Recorded], until: int) -> Iterator[bytes]:
+    """The next events, up to this one, as blocks of `order_events`."""
+    rows: list[Row] = []
+    for one in events:
+        rows.append(order_event_row(one, header_of(one)))
+        ended = one.seq >= until
+        if ended or len(rows) >= _EVENTS_PACKED:
+            yield block(ORDER_EVENTS, rows)
+            rows = []
+        if ended:
+            return
+
+
+def take_stretch(
+    store: EventStore,
+    url: str,
+    position: int,
+    target: int,
+    folds: Folds,
+    inserts: Inserts,
+    told: Callable[[int], None],
+) -> float:
+    """Inserts what the events from there up to the seal at `target` give; when it returns that is in the tables. The
+    most memory that a process which folded them had, MB."""
+    events, beside_mb = store.scan(position), 0.0
+
+    def give(part: Part) -> None:
+        blocks = {**part.blocks, ORDER_EVENTS.name: list(_event_blocks(events, part.seq))}
+        inserts.add(blocks, part.seq, told)
+
+    if url and target - position >= MANY:
+        beside_mb = fold_beside(url, position, target, folds, give, SIZES)
+    else:
+        fold_here(store, position, target, folds, give, SIZES)
+    inserts.settle()
+    return beside_mb
+
 
 class Rebuild:
     """`hold` runs something while the sink that writes the tables in use does not. `advance` is told how far it is and
-    of how many events; when it returns False the rebuild stops."""
+    of how many events; when it returns False the rebuild stops. With the `url` of the ledger many events are folded
+    by a process of its own; `beside_mb` is the most memory that such a process had."""
 
     def __init__(
         self,
@@ -119,10 +144,12 @@ class Rebuild:
         *,
         database: str,
         cluster: str = "",
+        url: str = "",
         hold: Callable[[Callable[[], None]], None],
         advance: Callable[[int, int], bool] = lambda done, of: True,
     ) -> None:
         self._store, self._ledger_id, self._hold, self._advance = store, ledger_id, hold, advance
+        self._url = url
         self._place = Place(database=database, cluster=cluster, server=not target.embedded)
         self._open: Callable[[], Client] = lambda: connect(target)
         self._mark = Mark(Path(target.path), database) if self._place.is_marked else None
@@ -132,13 +159,12 @@ class Rebuild:
             for _ in range(2)
         )
         self._inserts = Inserts(self._writer)
-        read = folds_of(self._reader.opened, self._reader.table(POSITION_HISTORY), ledger_id)
+        self._read = folds_of(self._reader.opened, self._reader.table(POSITION_HISTORY), ledger_id)
+        self.beside_mb = 0.0
 
-        def folds(account: str, ids: Sequence[int], seq: int) -> Iterable[str]:
-            self._inserts.settle()  # they may be among the rows that wait
-            return read(account, ids, seq)
-
-        self._feed = Feed(store.streams, folds)
+    def _folds(self, account: str, ids: Sequence[int], seq: int) -> Iterable[str]:
+        self._inserts.settle()  # they may be among the rows that wait
+        return self._read(account, ids, seq)
 
     def run(self, *, exchange: bool = True) -> Rebuilt:
         """Raises Stopped, LedgerUnavailable, SinkUnavailable, SinkRefused."""
@@ -147,7 +173,6 @@ class Rebuild:
         recover(client, self._place, self._mark)
         self._reader.attach(self._open())
         self._writer.attach(self._open())
-        self._feed.forget()
         collects = gc.isenabled()
         gc.disable()  # millions of objects, none in a cycle: looking for cycles takes a third of the time
         try:
@@ -209,7 +234,7 @@ class Rebuild:
         for _ in range(_ROUNDS):
             head = self._store.head()
             target = head.seq if head else 0
-            if position and target - position < NEAR:
+            if position and target - position <= NEAR:
                 return position
             position = self._take(position, target)
         return position
@@ -218,20 +243,14 @@ class Rebuild:
         """The events from there up to the seal at `target`; the position reached."""
 
         def told(seq: int) -> None:
+            nonlocal position
+            position = seq
             if not self._advance(seq, target):
                 raise Stopped
 
-        for batch in batches_of(self._events(position, target), FOLDED):
-            self._inserts.add(self._feed.rows(batch), batch.position.seq, told)
-            position = batch.position.seq
-        self._inserts.settle()
+        beside_mb = take_stretch(self._store, self._url, position, target, self._folds, self._inserts, told)
+        self.beside_mb = max(self.beside_mb, beside_mb)
         return position
-
-    def _events(self, position: int, target: int) -> Iterator[Recorded]:
-        for one in self._store.scan(position):
-            if one.seq > target:
-                return
-            yield one
 
     def _common(self, position: int) -> int:
         """Up to where both sets can be compared: the tables in use may be behind the ledger. Read between two of
@@ -267,7 +286,6 @@ class Rebuild:
         head = self._store.head()
         # By the highest of all that is in use: behind a gap, its position says less than its writer has done.
         if held_now is not None and held_now.highest > position and head is not None:
-            self._feed.forget()
             self._take(position, head.seq)
         if self._mark is not None:
             self._mark.set(held_now.seq if held_now else position)  # what the mark says is to be true of the new ones
@@ -289,6 +307,7 @@ def rebuild_alone(
     *,
     database: str,
     cluster: str = "",
+    url: str = "",
     exchange: bool = True,
     advance: Callable[[int, int], bool] = lambda done, of: True,
 ) -> Rebuilt:
@@ -297,5 +316,7 @@ def rebuild_alone(
     def at_once(work: Callable[[], None]) -> None:
         work()
 
-    found = Rebuild(store, target, ledger_id, database=database, cluster=cluster, hold=at_once, advance=advance)
+    found = Rebuild(
+        store, target, ledger_id, database=database, cluster=cluster, url=url, hold=at_once, advance=advance
+    )
     return found.run(exchange=exchange)

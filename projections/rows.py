@@ -1,22 +1,21 @@
 """PURE: events, and what the ledger's book makes of them → rows. The same events always give the same rows.
 
 `order_events` holds every event with its stored bytes verbatim; `executions` one row per deal, as it is known now;
-`orders` and `positions` where each stands; `position_history` every version of each position. Amounts must fit
-`Decimal(18, 8)`: one value beyond it would fail a whole insert and a ninth decimal would be cut silently. What does
-not fit is rounded to 8 decimals or set to the nearest bound, and the row names that column in `inexact`; the exact
-value stands in the event.
+`orders` and `positions` where each stands; `position_history` every version of each position. An amount that does not
+fit its column is rounded or bounded (`units.py`), and the row names that column in `inexact`; the exact value stands
+in the event.
 """
 
 from collections.abc import Sequence
 from datetime import datetime
-from decimal import ROUND_HALF_EVEN, Context, Decimal
+from decimal import Decimal
 from typing import Any, Final
 
 import msgspec
 
 from ledger.account_events import AccountConnected, AccountReconciled, ExternalDealObserved, SnapshotTaken
 from ledger.book import Changes, PositionVersion, external
-from ledger.events import Envelope, Recorded
+from ledger.events import Envelope, Header, Recorded
 from ledger.order import Status
 from ledger.order_events import DealFact
 from ledger.positions import Position
@@ -32,12 +31,8 @@ from projections.tables import (
     RECONCILIATIONS,
     Row,
 )
+from projections.units import EPOCH, EXACT, STEP, Amounts, microseconds, moment_or_null, wide
 
-_BOUND: Final = Decimal("9999999999.99999999")
-_BOUND_UNITS: Final = 10**18 - 1
-_STEP: Final = Decimal("0.00000001")
-_EXACT: Final = Context(prec=80, rounding=ROUND_HALF_EVEN)
-_EPOCH: Final = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 _encode_position = msgspec.json.Encoder(decimal_format="string").encode
 _decode_position = msgspec.json.Decoder(Position).decode
 
@@ -55,13 +50,18 @@ _KINDS: Final = {"limit": "limit", "stop": "stop", "stop_limit": "stop_limit", "
 
 def rows_of(batch: Sequence[tuple[Recorded, Envelope]], changes: Changes) -> dict[str, list[Row]]:
     """The rows of a batch by table, and only the tables that have any."""
+    events = [order_event_row(recorded, envelope) for recorded, envelope in batch]
+    return derived_rows(batch, changes) | ({ORDER_EVENTS.name: events} if events else {})
+
+
+def derived_rows(batch: Sequence[tuple[Recorded, Envelope]], changes: Changes) -> dict[str, list[Row]]:
+    """The same of all tables but `order_events`."""
     found: dict[str, list[Row]] = {
         EXECUTIONS.name: [execution_row(fill) for fill in changes.fills.values()],
         ORDERS.name: [order_row(trace, ledger_of(batch[0][1].event_id)) for trace in changes.orders.values()],
         POSITION_HISTORY.name: [history_row(version) for version in changes.positions],
         RECONCILIATIONS.name: [],
         ACCOUNT_SNAPSHOTS.name: [],
-        ORDER_EVENTS.name: [order_event_row(recorded, envelope) for recorded, envelope in batch],
     }
     current = {row[_POSITION_ID]: row[:-1] for row in found[POSITION_HISTORY.name]}
     found[POSITIONS.name] = list(current.values())
@@ -88,7 +88,7 @@ def order_of(stream: str) -> str:
     return stream[6:] if stream.startswith("order/") else ""
 
 
-def order_event_row(recorded: Recorded, envelope: Envelope) -> Row:
+def order_event_row(recorded: Recorded, envelope: Envelope | Header) -> Row:
     """The `order_events` row of any event."""
     event_id, stream = envelope.event_id, recorded.stream
     return (
@@ -112,7 +112,7 @@ def order_event_row(recorded: Recorded, envelope: Envelope) -> Row:
 def execution_row(fill: FillTrace) -> Row:
     """The `executions` row of a fill of ours, as it is known now."""
     fact, envelope = fill.fact, fill.envelope
-    row = _Amounts()
+    row = Amounts()
     points = slippage_points_of(fact)
     return (
         envelope.event_id,
@@ -161,7 +161,7 @@ def external_row(recorded: Recorded, envelope: Envelope) -> Row | None:
     deal = external(event, envelope.recorded_at) if isinstance(event, ExternalDealObserved) else None
     if deal is None or not isinstance(event, ExternalDealObserved):
         return None
-    row = _Amounts()
+    row = Amounts()
     return (
         envelope.event_id,
         ledger_of(envelope.event_id),
@@ -205,7 +205,7 @@ def external_row(recorded: Recorded, envelope: Envelope) -> Row | None:
 
 def order_row(trace: OrderTrace, ledger_id: str) -> Row:
     """The `orders` row: where the order stands after the last event it took."""
-    request, row = trace.request, _Amounts()
+    request, row = trace.request, Amounts()
     side, _, kind = request.order_type.partition("_") if request is not None else ("", "", "")
     price, stop_price = _prices(trace, kind)
     fills = trace.fills.values()
@@ -215,7 +215,7 @@ def order_row(trace: OrderTrace, ledger_id: str) -> Row:
         swap += fill.swap
         fee += fill.fee
         profit += fill.profit
-    requested = trace.requested_at or trace.updated_at or _EPOCH
+    requested = trace.requested_at or trace.updated_at or EPOCH
     created = request.created_at if request is not None and request.created_at is not None else requested
     average = trace.average_price
     status = trace.status
@@ -249,16 +249,16 @@ def order_row(trace: OrderTrace, ledger_id: str) -> Row:
         "MT5",
         trace.attempts,
         trace.retries,
-        _or_null(trace.submitted_at),
-        _or_null(trace.answered_at),
-        _or_null(trace.placed_at),
-        _or_null(trace.filled_at),
-        _or_null(trace.cancelled_at),
-        _or_null(trace.unknown_at),
-        _or_null(trace.ended_at),
+        moment_or_null(trace.submitted_at),
+        moment_or_null(trace.answered_at),
+        moment_or_null(trace.placed_at),
+        moment_or_null(trace.filled_at),
+        moment_or_null(trace.cancelled_at),
+        moment_or_null(trace.unknown_at),
+        moment_or_null(trace.ended_at),
         row.fit("filled_quantity", trace.filled_volume),
         row.fit("remaining_quantity", max(trace.volume - trace.filled_volume, ZERO)),
-        row.or_null("average_fill_price", average and average.quantize(_STEP, context=_EXACT)),
+        row.or_null("average_fill_price", average and average.quantize(STEP, context=EXACT)),
         row.fit("commission", commission),
         row.fit("swap", swap),
         row.fit("fee", fee),
@@ -289,7 +289,7 @@ def _prices(trace: OrderTrace, kind: str) -> tuple[Decimal | None, Decimal | Non
 def history_row(version: PositionVersion) -> Row:
     """The `position_history` row; without its last value it is the `positions` row."""
     recorded, envelope, position = version
-    row = _Amounts()
+    row = Amounts()
     open_now = position.is_open
     closed_at = position.closed_at
     held = None if closed_at is None else hours(position.opened_at, closed_at)
@@ -319,7 +319,7 @@ def history_row(version: PositionVersion) -> Row:
         row.or_null("exit_price", position.exit_price if position.exit_volume else None),
         row.fit("exit_quantity", position.exit_volume),
         position.exit_reason,
-        _or_null(closed_at),
+        moment_or_null(closed_at),
         row.or_null("r_multiple", r_multiple(position)),
         row.or_null("holding_period_hours", held),
         position.entry_order_id,
@@ -343,12 +343,12 @@ def r_multiple(position: Position) -> Decimal | None:
     if position.is_open or not position.initial_sl or not position.exit_volume or not risk:
         return None
     gained = position.exit_price - position.entry_price
-    return _EXACT.divide(gained, risk).quantize(_STEP, context=_EXACT)
+    return EXACT.divide(gained, risk).quantize(STEP, context=EXACT)
 
 
 def hours(start: datetime, end: datetime) -> Decimal:
     """Hours between two times, at 8 decimals."""
-    return (Decimal(microseconds(end) - microseconds(start)) / 3_600_000_000).quantize(_STEP, context=_EXACT)
+    return (Decimal(microseconds(end) - microseconds(start)) / 3_600_000_000).quantize(STEP, context=EXACT)
 
 
 def reconciliation_row(recorded: Recorded, envelope: Envelope) -> Row | None:
@@ -366,7 +366,7 @@ def reconciliation_row(recorded: Recorded, envelope: Envelope) -> Row | None:
         event.positions,
         event.orders,
         event.deals,
-        _or_null(event.deals_since),
+        moment_or_null(event.deals_since),
         len(found),
         [one.kind for one in found],
         [one.ours for one in found],
@@ -394,11 +394,11 @@ def snapshot_row(recorded: Recorded, envelope: Envelope) -> Row | None:
         recorded.topic,
         microseconds(envelope.recorded_at),
         event.currency,
-        _wide(event.balance),
-        _wide(event.equity),
-        None if whole is None else _wide(whole.margin),
-        None if whole is None else _wide(whole.margin_free),
-        None if whole is None else _wide(whole.profit),
+        wide(event.balance),
+        wide(event.equity),
+        None if whole is None else wide(whole.margin),
+        None if whole is None else wide(whole.margin_free),
+        None if whole is None else wide(whole.profit),
         None if whole is None else len(whole.positions),
         None if whole is None else whole.working_orders,
     )
@@ -420,7 +420,7 @@ def slippage_of(fill: DealFact) -> Decimal:
     """Price units, positive = worse for us: paid more on a buy, got less on a sell. 0 when no price was asked."""
     if fill.requested_price is None:
         return ZERO
-    paid_more = _EXACT.subtract(fill.price, fill.requested_price)
+    paid_more = EXACT.subtract(fill.price, fill.requested_price)
     return -paid_more if fill.side == "sell" else paid_more
 
 
@@ -428,73 +428,4 @@ def slippage_points_of(fill: DealFact) -> Decimal | None:
     """The slippage in points of the symbol, at 8 decimals; None when no price was asked or the point is unknown."""
     if fill.requested_price is None or not fill.point:
         return None
-    return _EXACT.divide(slippage_of(fill), fill.point).quantize(_STEP, context=_EXACT)
-
-
-# Volumes and prices recur, within an order and from one to the next; to look one up takes a tenth of working it out.
-_UNITS: Final[dict[Decimal, int]] = {}
-_UNITS_KEPT: Final = 16_384
-
-
-class _Amounts:
-    """The amounts of one row, in units of 1e-8, and the names of those that are not exact."""
-
-    __slots__ = ("inexact",)
-
-    def __init__(self) -> None:
-        self.inexact: Sequence[str] = ()
-
-    def fit(self, column: str, value: Decimal) -> int:
-        if not value:
-            return 0
-        try:
-            known = _UNITS.get(value)
-        except TypeError:  # a signalling NaN cannot be looked up
-            known = None
-        if known is not None:
-            return known
-        exact, units = fit(value)
-        if not exact:
-            self.inexact = [*self.inexact, column]
-        elif len(_UNITS) < _UNITS_KEPT:
-            _UNITS[value] = units
-        else:
-            _UNITS.clear()
-        return units
-
-    def or_null(self, column: str, value: Decimal | None) -> int | None:
-        return None if value is None else self.fit(column, value)
-
-
-def fit(value: Decimal) -> tuple[bool, int]:
-    """Whether the value fits `Decimal(18, 8)`, and it or the nearest that does, in units of 1e-8."""
-    if not value:
-        return True, 0
-    if not value.is_finite():
-        return False, 0 if value.is_nan() else _BOUND_UNITS if value > 0 else -_BOUND_UNITS
-    if -_BOUND <= value <= _BOUND:
-        scaled = value.scaleb(8, _EXACT)
-        units = int(scaled)
-        if units == scaled:
-            return True, units
-        return False, int(scaled.to_integral_value(ROUND_HALF_EVEN))
-    return False, _BOUND_UNITS if value > 0 else -_BOUND_UNITS
-
-
-def _wide(value: Decimal) -> int:
-    """For `Decimal(38, 8)`: bounded, with 8 decimals."""
-    if not value.is_finite():
-        return 0
-    if value.adjusted() > 29:
-        return 10**38 - 1 if value > 0 else 1 - 10**38
-    return int(value.scaleb(8, _EXACT).to_integral_value(ROUND_HALF_EVEN))
-
-
-def microseconds(moment: datetime) -> int:
-    """Microseconds since 1970-01-01 UTC, the form a DateTime64(6) is inserted in; exact, unlike `timestamp()`."""
-    since = moment - _EPOCH
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
-
-
-def _or_null(moment: datetime | None) -> int | None:
-    return None if moment is None else microseconds(moment)
+    return EXACT.divide(slippage_of(fill), fill.point).quantize(STEP, context=EXACT)

@@ -47,6 +47,7 @@ PURE = {
     "ledger/covered.py": {"collections", "typing"},
     "ledger/errors.py": set(),
     "projections/rows.py": {"collections", "datetime", "decimal", "typing", "msgspec"},
+    "projections/units.py": {"collections", "datetime", "decimal", "typing"},
     "projections/tables.py": {"array", "collections", "itertools", "typing", "msgspec"},
     "gateway/messages.py": {"datetime", "decimal", "typing", "msgspec"},
     "gateway/times.py": {"datetime", "typing", "msgspec"},

@@ -1,6 +1,11 @@
 """The tables are built again beside the ones in use, compared with them and exchanged, while projection goes on."""
 
 import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
 import time
 from decimal import Decimal
 from pathlib import Path
@@ -8,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from gateway.chaos.world import children
 from ledger.account_events import AccountReconciled, Difference, SnapshotTaken
 from ledger.book import Book
+from ledger.errors import LedgerError, LedgerUnavailable
 from ledger.events import account_stream, decode
 from ledger.order_events import FillCostsChanged, OrderPartiallyFilled
 from ledger.store import create_file
@@ -17,6 +24,7 @@ from ledger.trade import ZERO
 from projections import request
 from projections.clickhouse import ClickHouseSink, Target, connect
 from projections.digest import agree_tables, batches_of
+from projections.folding import Sizes, Stretch, _send
 from projections.rebuild import SUFFIX, Rebuild, Rebuilt, Stopped
 from projections.request import Request, Status
 from projections.tables import TABLES, Table
@@ -49,7 +57,7 @@ class Place:
         self.history, self.database = History(), fresh_database()
         for event in OF_ACCOUNT:
             self.history.commit([(account_stream(5001), event)])
-        self.store = create_file(folder / "ledger.db")
+        self.store, self.url = create_file(folder / "ledger.db"), f"sqlite:///{folder / 'ledger.db'}"
         self.written, self.is_held = 0, False
         self.store.insert(self.history.records)
         self.sink = ClickHouseSink(TARGET, self.history.ledger_id, database=self.database, past=self.store.streams)
@@ -79,8 +87,16 @@ class Place:
             work()
             self.is_held = False
 
-        found = Rebuild(self.store, TARGET, self.history.ledger_id, database=self.database, hold=hold, advance=advance)
-        return found.run(exchange=exchange)
+        self.last = Rebuild(
+            self.store,
+            TARGET,
+            self.history.ledger_id,
+            database=self.database,
+            url=self.url,
+            hold=hold,
+            advance=advance,
+        )
+        return self.last.run(exchange=exchange)
 
     def query(self, sql: str) -> Any:
         with connect(TARGET) as client:
@@ -109,9 +125,14 @@ async def place(tmp_path: Path) -> Any:
 @pytest.fixture
 def small(monkeypatch: Any) -> None:
     """A rebuild in many small steps."""
-    monkeypatch.setattr("projections.rebuild.FOLDED", 50)
-    monkeypatch.setattr("projections.rebuild.INSERTED", 50)
+    monkeypatch.setattr("projections.rebuild.SIZES", Sizes(folded=50, packed=50, part=50))
     monkeypatch.setattr("projections.rebuild.NEAR", 0)
+
+
+@pytest.fixture
+def beside(small: None, monkeypatch: Any) -> None:
+    """All of it is folded by a process of its own, also the few events of a test."""
+    monkeypatch.setattr("projections.rebuild.MANY", 0)
 
 
 async def test_a_rebuild_of_sound_tables_finds_them_identical(place: Place) -> None:
@@ -206,7 +227,7 @@ async def test_what_a_fold_must_read_is_in_the_tables_although_it_waited_for_an_
     place: Place, monkeypatch: Any
 ) -> None:
     """A book that forgets at once reads the position from the tables, in which the last orders are not yet."""
-    monkeypatch.setattr("projections.rebuild.FOLDED", 1)
+    monkeypatch.setattr("projections.rebuild.SIZES", Sizes(folded=1))
     monkeypatch.setattr("projections.feed.Book", lambda: Book(-1, -1))
     place.commit(1)
     before = len(place.history.records)
@@ -224,6 +245,75 @@ async def test_what_a_fold_must_read_is_in_the_tables_although_it_waited_for_an_
     found = await asyncio.to_thread(place.rebuild)
     assert (found.same, place.differing()) == (True, [])
     assert place.query("SELECT count() FROM {db}.position_history FINAL") == [(7,)]
+
+
+# --- folded by another process ----------------------------------------------------------------------------------
+
+
+async def test_another_process_gives_the_same_rows(place: Place, beside: None) -> None:
+    await place.trade(40)
+    place.query("ALTER TABLE {db}.executions UPDATE fill_price = 9 WHERE seq < 9 SETTINGS mutations_sync = 2")
+    found = await asyncio.to_thread(place.rebuild)
+    assert [one.table for one in found.tables if not one.same] == ["executions"]
+    assert (place.differing(), place.left_over()) == ([], [])
+    assert place.last.beside_mb > 0
+
+
+async def test_another_process_asks_for_the_positions_that_it_has_not_seen(place: Place, beside: None) -> None:
+    await place.trade(20)
+    begun = len(place.history.records)
+
+    def changed_meanwhile(done: int, of: int) -> bool:
+        if done == of == begun:  # the next events have a process of their own
+            fill = place.history.records[-2]
+            known: Any = decode(fill).data
+            costs = FillCostsChanged(
+                deal=known.deal, fill_version=3, commission=Decimal(-9), swap=ZERO, fee=ZERO, profit=ZERO
+            )
+            place.history.commit([(fill.stream, costs)])
+            place.store.insert(place.history.records[begun:])
+        return True
+
+    found = await asyncio.to_thread(place.rebuild, changed_meanwhile)
+    assert (found.seq, found.same, place.differing()) == (begun + 2, True, [])
+    assert place.query("SELECT max(seq) FROM {db}.position_history") == [(begun + 1,)]
+
+
+async def test_when_the_other_process_is_killed_the_next_rebuild_goes_on(place: Place, beside: None) -> None:
+    await place.trade(300)
+
+    def kill(done: int, of: int) -> bool:
+        for child in children(os.getpid()):
+            if b"projections.folding" in Path(f"/proc/{child}/cmdline").read_bytes():
+                os.kill(child, signal.SIGKILL)
+        return True
+
+    with pytest.raises(LedgerUnavailable, match="run the rebuild again"):
+        await asyncio.to_thread(place.rebuild, kill)
+    found = await asyncio.to_thread(place.rebuild)
+    assert (found.resumed_at > 0, found.same, place.differing()) == (True, True, [])
+
+
+async def test_what_the_other_process_cannot_read_is_told_by_this_one(place: Place, beside: None) -> None:
+    await place.trade(40)
+    with sqlite3.connect(place.url.removeprefix("sqlite:///")) as database:
+        database.execute("UPDATE stored_events SET topic = 'order.from_the_future' WHERE rowid = 9")
+    with pytest.raises(LedgerError, match="upgrade"):
+        await asyncio.to_thread(place.rebuild)
+
+
+def test_a_process_that_folds_ends_with_the_one_that_asked(tmp_path: Path) -> None:
+    store = stored(tmp_path, History().orders(50).records)
+    command = [sys.executable, "-m", "projections.folding"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdout.close()
+        stretch = Stretch(f"sqlite:///{tmp_path / 'ledger.db'}", 0, 150, Sizes(1, 1, 1))
+        _send(child.stdin, stretch)
+        child.stdin.close()
+        assert child.wait(30) == 1
+    store.close()
 
 
 async def test_tables_in_use_that_are_behind_the_ledger_do_not_differ_from_it(place: Place) -> None:
@@ -244,8 +334,7 @@ async def test_a_lost_row_in_the_middle_is_a_difference(place: Place) -> None:
 
 @pytest.mark.parametrize("gap", [False, True], ids=["sound", "with a gap"])
 async def test_what_comes_while_it_runs_is_in_the_new_tables(place: Place, monkeypatch: Any, gap: bool) -> None:
-    monkeypatch.setattr("projections.rebuild.FOLDED", 50)
-    monkeypatch.setattr("projections.rebuild.INSERTED", 50)
+    monkeypatch.setattr("projections.rebuild.SIZES", Sizes(folded=50, packed=50, part=50))
     await place.trade(60)
     if gap:
         place.query("ALTER TABLE {db}.order_events DELETE WHERE seq = 12 SETTINGS mutations_sync = 2")

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from ledger.book import Book
 from ledger.events import Envelope, Recorded, decode, encode
 from ledger.order_events import OrderFilled, OrderPartiallyFilled
-from projections.rows import fit, microseconds, order_event_row, rows_of, slippage_of, slippage_points_of
+from projections.rows import order_event_row, rows_of, slippage_of, slippage_points_of
 from projections.tables import ORDER_EVENTS, TABLES, block
+from projections.units import fit, microseconds
 from tests.history import BEGINNING, History, full_fill, partial_fill
 from tests.make_frozen_events import EXAMPLES, path_of, topic_of, version_of
 
