@@ -33,7 +33,8 @@ class Closes:
 
     async def left(self, named: Order, close: Order, deals: Sequence[Deal]) -> Decimal:
         """Lots of the named order that no other close of it has taken. `deals`: those of its position."""
-        owners = await self.owners_of([deal for deal in deals if deal.entry])
+        opened = min((one.ticket for one in named.deals), default=0)
+        owners = await self.owners_of([deal for deal in deals if deal.entry and deal.ticket > opened])
         known = self._prepared.setdefault(named.order_id, set())
         self._prepared.move_to_end(named.order_id)
         if len(self._prepared) > MAX_KEPT:

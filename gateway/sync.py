@@ -35,6 +35,7 @@ from ledger.order import WORKING, Order, Status
 from ledger.order_events import Fill, OrderModified, RequestCompleted
 from ledger.store import EventStore
 from ledger.trade import WORKING_STATES, BrokerOrder, Deal
+from ledger.values import order_hash
 from ledger.writer import Cause, Executed, Ledger
 
 log = structlog.get_logger()
@@ -332,7 +333,9 @@ class Sync:
         counted: list[Deal] = []
         ours: list[Deal] = []
         for ticket, deal in sorted(deals.items()):
-            before = recorded[ticket] is None and not self._followed.may_be_unrecorded(deal)
+            marked = deal.magic >> 8 == order_hash(order.order_id)
+            # What is too old to be known here, and does not say whose it is, was recorded as nobody's.
+            before = recorded[ticket] is None and not self._followed.may_be_unrecorded(deal) and not marked
             elsewhere = owners[ticket] != order.order_id or before or deal.time_msc < self.created_msc
             (counted if elsewhere and order.deal(ticket) is None else ours).append(deal)
         if ours:

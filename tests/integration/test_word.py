@@ -1,6 +1,5 @@
 """An operator finds an order at the broker that a person made by hand: nothing of it carries our marks."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from decimal import Decimal
@@ -12,9 +11,10 @@ import pytest
 from gateway.control import Control
 from gateway.halts import Halts
 from gateway.queries import Declined
+from ledger.commands import ResolveOutcome
 from ledger.order import Status
 from tests.differences import agrees
-from tests.gateway_desk import Desk, desk_in
+from tests.gateway_desk import CLIENT, Desk, desk_in
 
 D = Decimal
 BY_HAND = {"type": "buy", "symbol": "EURUSD", "volume": 0.1}
@@ -63,12 +63,12 @@ async def test_an_order_that_a_hand_placed_is_filled_by_its_deals_also_after_a_r
 
 
 async def test_deals_of_a_hand_that_nobody_had_looked_at_become_the_order_s_fills(tmp_path: Path) -> None:
-    async with unknown_order(tmp_path, POLL_INTERVAL_S="3600") as desk:
+    async with unknown_order(tmp_path) as desk:
         async with desk.sync.lock:  # nothing is followed meanwhile
             made = desk.window("trade", **BY_HAND)
-            word = asyncio.create_task(found(desk, made["order"]))
-            await desk.event("", "account.control_received")
-        await word
+            assert await desk.sync.objection("o-1", made["order"]) == ""
+            word = ResolveOutcome(resolution="found", reason="by hand", order_ticket=made["order"])
+            desk.sync.named(desk.ledger.execute("o-1", word, CLIENT).order)
         filled = await desk.ended("o-1")
         assert (filled.status, [one.ticket for one in filled.deals]) == (Status.FILLED, [made["deal"]])
         await desk.restart()
@@ -104,3 +104,18 @@ async def test_a_ticket_the_broker_does_not_know_or_of_another_order_is_declined
             await found(desk, other.order_ticket)
         assert "outcome_resolved" not in desk.topics("o-1")
         assert [one.topic() for one in desk.events("")].count("account.control_received") == 2
+
+
+async def test_a_close_that_a_hand_made_ends_and_gives_its_position_back(tmp_path: Path) -> None:
+    async with desk_in(tmp_path / "d", reconciles=True, SERVER_TIMEOUT_S="60") as desk:
+        opened = await desk.open("o-2", volume=0.3)
+        desk.fault("error=-10002*1")
+        await desk.submit("o-1", action="close", target_order_id="o-2", volume=0.1)
+        await desk.until("o-1", Status.UNKNOWN)
+        made = desk.window("close", ticket=opened.position_id, volume=0.1)
+        await desk.event("", EXTERNAL)
+        await found(desk, made["order"])
+        assert (await desk.ended("o-1")).status is Status.CANCELLED
+        await desk.submit("c-2", action="close", target_order_id="o-2")
+        assert (await desk.ended("c-2")).filled_volume == D("0.2")
+        assert desk.window("positions") == []
