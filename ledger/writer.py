@@ -9,6 +9,7 @@ transaction. When a commit fails the pending state is ahead of the truth: the wr
 """
 
 import asyncio
+import contextlib
 import os
 import socket
 import time
@@ -17,7 +18,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -50,6 +51,7 @@ from ledger.seal import GENESIS, close_seal, leaf_hash, merkle_root
 from ledger.store import EventStore, WriterLock
 from ledger.tail import Tail
 
+T = TypeVar("T")
 MAX_BATCH: Final = 256
 MAX_ENDED_ORDERS: Final = 5_000
 CHECKPOINT_EVERY: Final = 20_000
@@ -203,7 +205,8 @@ class Ledger:
         return self._open.get(order_id) or self._ended.get(order_id)
 
     async def load(self, order_ids: Iterable[str]) -> None:
-        """Makes the orders known to `execute`: from memory, or from the store (one hop for all of them)."""
+        """Makes the orders known to `execute`: from memory, or from the store (one hop for all of them). Raises
+        LedgerUnavailable when the store stays away."""
         # Only here is anything forgotten: what a caller has loaded stays until it loads again.
         order_ids = list(order_ids)
         for one in order_ids:
@@ -214,11 +217,12 @@ class Ledger:
         missing = [one for one in order_ids if self.order(one) is None]
         if not missing:
             return
+        loaded = None
         if self._store.is_local and len(missing) <= LOAD_AT_ONCE:
-            loaded = self._existing_orders(missing)
-        else:
-            loop = asyncio.get_running_loop()
-            loaded = await loop.run_in_executor(self._readers, self._existing_orders, missing)
+            with contextlib.suppress(LedgerUnavailable):  # repeated where nobody waits for it
+                loaded = self._existing_orders(missing)
+        if loaded is None:
+            loaded = await self._read(lambda: self._existing_orders(missing))
         for order in loaded:
             if self.order(order.order_id) is None:  # another message may have been quicker
                 self._keep(order)
@@ -386,12 +390,12 @@ class Ledger:
     async def _learn_versions(self, batch: list[_Pending]) -> None:
         unknown = {p.stream for p in batch if p.first_version == 0} - self._versions.keys()
         if unknown:
-            loop = asyncio.get_running_loop()
-            found = await loop.run_in_executor(self._readers, self._last_versions, unknown)
-            self._versions.update(found)
+            self._versions |= await self._read(lambda: {one: self._store.last_version(one) for one in unknown})
 
-    def _last_versions(self, streams: set[str]) -> dict[str, int]:
-        return {stream: self._store.last_version(stream) for stream in streams}
+    async def _read(self, work: Callable[[], T]) -> T:
+        """What the store answers, with the same patience as for a commit."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._readers, self._committer.patiently, work)
 
     async def _commit(self, batch: list[_Pending]) -> None:
         await self._learn_versions(batch)

@@ -349,6 +349,30 @@ async def test_a_lost_lock_of_postgresql_stops_the_writer_within_its_second():
         await ledger.close()
 
 
+async def test_who_reads_waits_for_a_server_that_takes_no_connection_for_a_while():
+    import psycopg
+
+    with postgres_process() as server:
+        ledger = await opened(server.url)
+        await ledger.load(["none"])
+        name = psycopg.conninfo.conninfo_to_dict(server.url)["dbname"]
+        with psycopg.connect(server.url, dbname="template1", autocommit=True) as connection:
+            connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+            ended = connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name LIKE 'order-ledger ledger%'"
+            ).fetchall()
+            assert ended
+            loading = asyncio.create_task(ledger.load(["other"]))
+            done, _ = await asyncio.wait([loading], timeout=0.5)
+            assert not done, loading.exception()
+            connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        await loading
+        await place_order(ledger, "other").durable
+        await ledger.close()
+        stored(server.url)
+
+
 async def test_a_server_that_freezes_fails_the_commit_in_a_bounded_time(monkeypatch):
     monkeypatch.setattr("ledger.store_postgres.CALL_S", 0.5)
     monkeypatch.setattr("ledger.store_postgres.CHECK_S", 0.5)
