@@ -153,7 +153,9 @@ class Connection:
         return found
 
     def _rise(self, account: Account) -> None:
-        self.account = account
+        was, self.account = self.account.server_utc_offset_s, account
+        if was != account.server_utc_offset_s:
+            log.info("the server's clock has another zone", utc_offset_s=account.server_utc_offset_s, was=was)
         if self.up:
             return
         self._is_up.set()
