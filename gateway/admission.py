@@ -27,7 +27,7 @@ class Admission:
         clock: Callable[[], datetime],
         *,
         margin_mode: int,
-        server_utc_offset_s: int | None,
+        server_utc_offset_s: Callable[[], int | None],
         risk: RiskWatch | None = None,
     ) -> None:
         self._query, self._limits, self._clock, self._risk = query, limits, clock, risk
@@ -63,7 +63,7 @@ class Admission:
             self._let_through.popitem(last=False)
         return View(
             margin_mode=self._margin_mode,
-            server_utc_offset_s=self._offset_s,
+            server_utc_offset_s=self._offset_s(),
             target=target,
             open_positions=self._risk.open_positions(order_id) if self._risk is not None else None,
             orders_last_minute=len(self._let_through) - (order_id in self._let_through),

@@ -183,7 +183,7 @@ class Service:
         sync = Sync(ledger, store, query, settings, utc_now, link, submitter)
         reconciler = Reconciler(ledger, store, query, settings, utc_now, link, submitter, sync)
         ask = reconciler.on_demand
-        edge = Edge(settings, ledger, store, query, submitter, account, connection, utc_now, BUILD, ask, link.reconnect)
+        edge = Edge(settings, ledger, store, query, submitter, link, connection, utc_now, BUILD, ask)
         self._later("limits and alerts", edge.stop)
         self._failures.extend(await edge.start())
         projections.listen(edge.alerts.projections_changed)

@@ -153,6 +153,9 @@ class Connection:
         return found
 
     def _rise(self, account: Account) -> None:
+        before_s, now_s = self.account.server_utc_offset_s, account.server_utc_offset_s
+        if before_s != now_s:
+            log.info("the broker's server has another time zone", utc_offset_s=now_s, before_s=before_s)
         self.account = account
         if self.up:
             return

@@ -9,8 +9,9 @@ from nats.aio.client import Client
 
 from gateway.admission import Admission
 from gateway.alerts import Alerts
-from gateway.broker import Account, Broker
+from gateway.broker import Broker
 from gateway.config import Settings
+from gateway.connection import Connection as BrokerConnection
 from gateway.control import Control
 from gateway.errands import Errands
 from gateway.halts import DeadMansSwitch, Halts
@@ -28,7 +29,7 @@ from ledger.writer import Cause, Ledger
 
 class Edge:
     """Started before orders are taken up, so that none is sent unjudged; listens once they are. `reconcile`: compares
-    our view with the broker's and tells what it found; `reconnect`: connects to the broker, tells why it could not."""
+    our view with the broker's and tells what it found."""
 
     def __init__(
         self,
@@ -37,26 +38,28 @@ class Edge:
         store: EventStore,
         query: Broker,
         submitter: Submitter,
-        account: Account,
+        link: BrokerConnection,
         connection: Client,
         clock: Callable[[], datetime],
         version: str,
         reconcile: Callable[[Cause], Awaitable[AccountReconciled]] | None = None,
-        reconnect: Callable[[], Awaitable[str]] | None = None,
     ) -> None:
         self._settings, self._connection = settings, connection
         self._watch = Watch(ledger.tail)
         self.alerts = Alerts(ledger, settings)
         errands = Errands(ledger, submitter, clock)
         self.halts = Halts(ledger, errands, settings)
-        offset_s = account.server_utc_offset_s
+
+        def offset_s() -> int | None:
+            return link.account.server_utc_offset_s
+
         self._overdue = Overdue(ledger, submitter, self.alerts, clock)
-        self._risk = RiskWatch(query, ledger, self.halts, settings.limits, clock, offset_s or 0)
+        self._risk = RiskWatch(query, ledger, self.halts, settings.limits, clock, offset_s)
         self._admission = Admission(
             query,
             settings.limits,
             clock,
-            margin_mode=account.margin_mode,
+            margin_mode=link.account.margin_mode,
             server_utc_offset_s=offset_s,
             risk=self._risk,
         )
@@ -71,7 +74,7 @@ class Edge:
             open_now=queries.open_now,
             take=submitter.take,
             reconcile=reconcile,
-            reconnect=reconnect,
+            reconnect=link.reconnect,
         )
         self._service = MicroService(
             connection,

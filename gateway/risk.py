@@ -56,14 +56,18 @@ class RiskWatch:
         halts: Halts,
         limits: Limits,
         clock: Callable[[], datetime],
-        server_utc_offset_s: int,
+        server_utc_offset_s: Callable[[], int | None],
     ) -> None:
         self._query, self._ledger, self._halts, self._limits = query, ledger, halts, limits
-        self._clock, self._offset_s = clock, server_utc_offset_s
+        self._clock, self._server_utc_offset_s = clock, server_utc_offset_s
         self._positions, self._loss, self._at = 0, ZERO, float("-inf")
         self._under_way: dict[str, float] = {}  # orders let through, and when
         self._look_now = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def _offset_s(self) -> int:
+        return self._server_utc_offset_s() or 0
 
     @property
     def needed(self) -> bool:
@@ -119,8 +123,9 @@ class RiskWatch:
 
     async def _look(self) -> None:
         began = time.monotonic()
-        midnight = next_midnight(self._clock(), self._offset_s) - timedelta(days=1)
-        midnight_msc = round((midnight - _EPOCH) / timedelta(milliseconds=1)) + self._offset_s * 1000
+        offset_s = self._offset_s
+        midnight = next_midnight(self._clock(), offset_s) - timedelta(days=1)
+        midnight_msc = round((midnight - _EPOCH) / timedelta(milliseconds=1)) + offset_s * 1000
         arrived = [one for one in self._under_way if not self._is_under_way(one)]
         try:
             activity = await self._query.activity(midnight_msc)

@@ -189,7 +189,9 @@ class Sync:
 
     def _since_msc(self) -> int:
         followed = self._followed
-        since = followed.through_msc - round(self._overlap_s * 1000)
+        # A server that leaves summer time lives an hour twice: deals of the second come after those of the first.
+        through = followed.through_msc if self._zone_s is None else min(followed.through_msc, self._server_msc())
+        since = through - round(self._overlap_s * 1000)
         # A fill that only a result has told of waits for its deal, but not for ever.
         oldest = min(followed.provisional.values(), default=since)
         return max(min(since, oldest), since - 3_600_000, 1)
@@ -346,7 +348,11 @@ class Sync:
 
     @property
     def _offset_s(self) -> int:
-        return self._connection.account.server_utc_offset_s or 0
+        return self._zone_s or 0
+
+    @property
+    def _zone_s(self) -> int | None:
+        return self._connection.account.server_utc_offset_s
 
     def _server_msc(self) -> int:
         return round(self._clock().timestamp() * 1000) + self._offset_s * 1000

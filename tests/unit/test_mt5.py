@@ -347,10 +347,62 @@ def test_only_a_tick_that_has_just_moved_lowers_the_offset() -> None:
     now[0] += 3600  # the last tick is now an hour old and looks like the zone next to it
     session.tick("EURUSD")
     assert session.server_utc_offset_s == 10_800
-    now[0] += 5
-    module.answers["symbol_info_tick"] = tick(now[0] + 7200)
-    session.tick("EURUSD")
+    for _ in range(2):
+        assert session.server_utc_offset_s == 10_800
+        now[0] += 5
+        module.answers["symbol_info_tick"] = tick(now[0] + 7200)
+        session.tick("EURUSD")
     assert session.server_utc_offset_s == 7200
+
+
+@pytest.mark.parametrize(("before", "after"), [(7200, 10_800), (10_800, 7200), (37_800, 39_600), (39_600, 37_800)])
+def test_the_zone_is_learnt_again_while_the_connection_is_verified(before: int, after: int) -> None:
+    now, zone = [1_700_000_000.0], [before]
+    module = Scripted(symbol_info_tick=lambda _: tick(now[0] + zone[0] - 0.5))
+    session = connected(module, wall=lambda: now[0], monotonic=lambda: now[0])
+    zone[0] = after
+    for _ in range(20):
+        now[0] += 1
+        found = session.verify()
+    assert found.server_utc_offset_s == after
+    assert len(module.called("symbol_info_tick")) <= 11
+
+
+def test_quotes_that_stand_still_never_move_the_zone() -> None:
+    """A weekend, whole quarter hours after the last tick; then the terminal shows another old one."""
+    now = [1_700_000_000.0]
+    module = Scripted(symbol_info_tick=tick(now[0] + 7200))
+    session = connected(module, wall=lambda: now[0], monotonic=lambda: now[0])
+    for _ in range(4 * 48):
+        now[0] += 900
+        assert session.verify().server_utc_offset_s == 7200
+    now[0] += 5
+    module.answers["symbol_info_tick"] = tick(now[0] + 7200 - 3600)
+    for _ in range(20):
+        assert session.verify().server_utc_offset_s == 7200
+        now[0] += 5
+
+
+def test_a_clock_of_ours_that_is_set_back_for_a_while_does_not_move_the_zone() -> None:
+    now = [1_700_000_000.0]
+    module = Scripted(symbol_info_tick=tick(now[0] + 7200))
+    session = connected(module, wall=lambda: now[0] - 3600, monotonic=lambda: now[0])
+    session.server_utc_offset_s = 7200
+    for _ in range(10):
+        now[0] += 5
+        assert session.verify().server_utc_offset_s == 7200
+
+
+@pytest.mark.parametrize("slow_s", [20, 40, 440, 460, 860])
+def test_a_clock_of_ours_that_is_slow_does_not_make_the_zone_flap(slow_s: int) -> None:
+    now, shown = [1_700_000_000.0], set()
+    module = Scripted(symbol_info_tick=lambda _: tick(now[0] + 7200 - now[0] % 7))
+    session = connected(module, wall=lambda: now[0], monotonic=lambda: now[0])
+    session._wall = lambda: now[0] - slow_s
+    for _ in range(50):
+        now[0] += 5
+        shown.add(session.verify().server_utc_offset_s)
+    assert shown == {7200}
 
 
 def test_an_unknown_symbol_is_none_and_a_failure_is_an_error() -> None:
