@@ -1,12 +1,12 @@
 """Lets requests through to the broker, or says everything that speaks against them: `validate` with fresh facts."""
 
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
 from gateway.broker import Broker, Symbol, Tick
+from gateway.elapsed import elapsed_s
 from gateway.risk import RiskWatch
 from gateway.validate import Limits, View, opened_volume, validate
 from ledger.trade import ACTION_DEAL, ACTION_REMOVE, TargetImage, TradeRequest
@@ -52,13 +52,13 @@ class Admission:
             tick, _ = await self._tick(symbol.name, 0.0)
             reasons = validate(request, symbol, tick, view, self._limits, self._clock())
         if not reasons and opened_volume(request, view) != 0:
-            self._let_through.setdefault(order_id, time.monotonic())
+            self._let_through.setdefault(order_id, elapsed_s())
             if self._risk is not None:
                 self._risk.let_through(order_id)
         return reasons
 
     def _view(self, order_id: str, target: TargetImage | None) -> View:
-        minute_ago = time.monotonic() - MINUTE_S
+        minute_ago = elapsed_s() - MINUTE_S
         while self._let_through and next(iter(self._let_through.values())) < minute_ago:
             self._let_through.popitem(last=False)
         return View(
@@ -78,7 +78,7 @@ class Admission:
 
     async def _tick(self, name: str, within_s: float) -> tuple[Tick | None, bool]:
         """The symbol's price, and whether it was asked for just now."""
-        now = time.monotonic()
+        now = elapsed_s()
         known = self._ticks.get(name)
         if known is not None and now - known[1] < within_s:
             return known[0], False

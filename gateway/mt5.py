@@ -36,6 +36,7 @@ from gateway.broker import (
     Tick,
     Unknown,
 )
+from gateway.elapsed import elapsed_s
 from gateway.mt5_decode import Unreadable
 from gateway.mt5_remote import plain
 from gateway.retcodes import OrderEffect, lookup_error
@@ -112,7 +113,7 @@ class Mt5Session:
         timeout_s: float = 60.0,
         deal_wait_s: float = 0.05,
         clock_symbol: str = "EURUSD",
-        monotonic: Callable[[], float] = time.monotonic,
+        monotonic: Callable[[], float] = elapsed_s,
         wall: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:

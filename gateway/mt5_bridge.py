@@ -28,6 +28,7 @@ from typing import Any, Final
 
 from gateway import mt5_remote
 from gateway.broker import TerminalError
+from gateway.elapsed import elapsed_s
 from gateway.mt5 import NotAfterPassed
 from gateway.mt5_values import NotCarried, Reader, carried, pairs
 from gateway.simulated import constants
@@ -95,7 +96,7 @@ class Bridge:
         return self._error
 
     def order_send_until(self, request: dict[str, Any], not_after: float) -> Any:
-        """`order_send`, if the call begins before `not_after` of this machine's monotonic clock (s). Raises
+        """`order_send`, if the call begins before `not_after` of this machine's `elapsed_s`. Raises
         NotAfterPassed when the server did not begin it."""
         return self._function("order_send", request, until=not_after)
 
@@ -114,7 +115,9 @@ class Bridge:
         except NotCarried as error:
             self._error = (-2, str(error))
             return failed
-        limit = None if until is None else until + self._ahead_s
+        # The clock of a server in Wine may stand still while this machine sleeps, as Linux' monotonic one does: what is
+        # left is counted by ours, and the server's is only compared with one that stands still as well.
+        limit = None if until is None else until - elapsed_s() + time.monotonic() + self._ahead_s
         # rpyc has one limit for the whole connection
         self._connection._config["sync_request_timeout"] = None if name in ("initialize", "login") else self._timeout_s
         try:

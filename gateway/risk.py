@@ -6,7 +6,6 @@ fresh; after that it is unknown, and a limit that depends on it refuses what ope
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -15,6 +14,7 @@ from typing import Final
 import structlog
 
 from gateway.broker import Activity, Broker, TerminalError
+from gateway.elapsed import elapsed_s
 from gateway.halts import ACTOR, LIMIT, Halts, next_midnight
 from gateway.validate import Limits
 from ledger.order import IDLE, Status
@@ -101,16 +101,16 @@ class RiskWatch:
     def let_through(self, order_id: str) -> None:
         """An order that opens goes on to the broker: it counts as a position until it is seen what became of it."""
         if self.needed:
-            self._under_way[order_id] = time.monotonic()
+            self._under_way[order_id] = elapsed_s()
 
     def open_positions(self, but: str) -> int | None:
         """Open positions and orders under way, without the order `but`; None while that is not known."""
-        if time.monotonic() - self._at > FRESH_S:
+        if elapsed_s() - self._at > FRESH_S:
             return None
         return self._positions + len(self._under_way.keys() - {but})
 
     def daily_loss(self) -> Decimal | None:
-        return None if time.monotonic() - self._at > FRESH_S else self._loss
+        return None if elapsed_s() - self._at > FRESH_S else self._loss
 
     async def _run(self) -> None:
         while True:
@@ -122,7 +122,7 @@ class RiskWatch:
                 await self._look()
 
     async def _look(self) -> None:
-        began = time.monotonic()
+        began = elapsed_s()
         offset_s = self._offset_s
         midnight = next_midnight(self._clock(), offset_s) - timedelta(days=1)
         midnight_msc = round((midnight - _EPOCH) / timedelta(milliseconds=1)) + offset_s * 1000

@@ -21,6 +21,7 @@ from gateway import answers
 from gateway.broker import Broker, CheckOutcome, NotSent, Outcome, Send, TerminalError
 from gateway.config import Settings
 from gateway.connection import Connection
+from gateway.elapsed import elapsed_s
 from gateway.flight import Flight
 from gateway.guarded import Guard
 from gateway.prepare import Admit, Built, NotYet, Preparer
@@ -396,7 +397,7 @@ class Submitter:
         if durable is None:
             return
         # Counted from before the commit: a process that is paused behind it, and displaced, sends nothing any more.
-        not_after = time.monotonic() + self._settings.not_after_s
+        not_after = elapsed_s() + self._settings.not_after_s
         # One writer commits in order: when the last intent is durable, all are.
         await durable
         if self._ledger.account.halted:
@@ -421,7 +422,7 @@ class Submitter:
         if order is None or order_id not in self._staged:
             return None
         # Of a target only the present counts: while it waited here the target may have moved.
-        if built is not None and (built.before is None or time.monotonic() - built.at <= IMAGE_FRESH_S):
+        if built is not None and (built.before is None or elapsed_s() - built.at <= IMAGE_FRESH_S):
             return built
         return await self._look(order)
 

@@ -1,5 +1,6 @@
 """The translator, over a terminal whose answers the test writes down. A real one is in the contract suite."""
 
+import time
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.broker import Answered, Checked, LoginRefused, NotSent, Send, TerminalError, Unknown
+from gateway.elapsed import elapsed_s
 from gateway.mt5 import Mt5Session, build_request
 from gateway.mt5_decode import Unreadable, decimal
 from gateway.simulated import structs
@@ -114,6 +116,16 @@ def test_what_cannot_be_carried_as_it_is_is_not_sent(changes: dict[str, Any]) ->
     request = TradeRequest(**({"action": 1, "symbol": "EURUSD"} | changes))
     outcome = connected(module).send(Send(request, 1e12))
     assert isinstance(outcome, NotSent)
+    assert module.called("order_send") == []
+
+
+def test_what_slept_with_the_machine_is_not_sent_when_it_wakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asleep, Linux' monotonic clock stands still."""
+    module = Scripted(order_send=result())
+    session, awake = connected(module), time.clock_gettime
+    intent = Send(REQUEST, elapsed_s() + 2)
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: awake(clock) + 7200 * (clock == time.CLOCK_BOOTTIME))
+    assert session.send(intent) == NotSent(0, "not_after passed")
     assert module.called("order_send") == []
 
 
