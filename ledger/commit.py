@@ -7,11 +7,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from typing import Final
+from typing import Final, TypeVar
 
 from ledger.errors import LedgerFenced, LedgerUnavailable
 from ledger.events import Recorded
 from ledger.store import EventStore, VersionTaken
+
+T = TypeVar("T")
 
 PATIENCE_S: Final = 10.0
 INLINE_MOST: Final = 16
@@ -78,13 +80,14 @@ class Committer:
             work, done = job
             failure: BaseException | None = None
             try:
-                self._patiently(work)
+                self.patiently(work)
             except BaseException as error:  # whatever it is, the loop must hear of it
                 failure = error
             with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
                 self._loop.call_soon_threadsafe(_settle, done, failure)
 
-    def _patiently(self, work: Callable[[], None]) -> None:
+    def patiently(self, work: Callable[[], T]) -> T:
+        """What `work` returns, for which a database that is away for a moment is waited; never in the event loop."""
         pause_s, deadline = PAUSE_FIRST_S, time.monotonic() + self._patience_s
         while True:
             try:

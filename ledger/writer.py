@@ -9,6 +9,7 @@ transaction. When a commit fails the pending state is ahead of the truth: the wr
 """
 
 import asyncio
+import contextlib
 import os
 import socket
 import time
@@ -17,7 +18,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -49,6 +50,8 @@ from ledger.resume import Beginning, beginning, lock_or_displace, read_orders, s
 from ledger.seal import GENESIS, close_seal, leaf_hash, merkle_root
 from ledger.store import EventStore, WriterLock
 from ledger.tail import Tail
+
+T = TypeVar("T")
 
 MAX_BATCH: Final = 256
 MAX_ENDED_ORDERS: Final = 5_000
@@ -214,14 +217,19 @@ class Ledger:
         missing = [one for one in order_ids if self.order(one) is None]
         if not missing:
             return
-        if self._store.is_local and len(missing) <= LOAD_AT_ONCE:
-            loaded = self._existing_orders(missing)
-        else:
-            loop = asyncio.get_running_loop()
-            loaded = await loop.run_in_executor(self._readers, self._existing_orders, missing)
-        for order in loaded:
+        for order in await self._loaded(missing):
             if self.order(order.order_id) is None:  # another message may have been quicker
                 self._keep(order)
+
+    async def _loaded(self, order_ids: list[str]) -> list[Order]:
+        if self._store.is_local and len(order_ids) <= LOAD_AT_ONCE:
+            with contextlib.suppress(LedgerUnavailable):  # as a commit is: the thread says what is wrong if it stays
+                return self._existing_orders(order_ids)
+        return await self._read(lambda: self._existing_orders(order_ids))
+
+    async def _read(self, work: Callable[[], T]) -> T:
+        """Beside the loop, and as patiently as a commit."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._committer.patiently, work)
 
     def execute(self, order_id: str, command: OrderCommand, cause: Cause, *, soon: bool = False) -> Executed:
         """Decides, on the pending state of a loaded order. The future of no events is resolved at once.
@@ -386,12 +394,7 @@ class Ledger:
     async def _learn_versions(self, batch: list[_Pending]) -> None:
         unknown = {p.stream for p in batch if p.first_version == 0} - self._versions.keys()
         if unknown:
-            loop = asyncio.get_running_loop()
-            found = await loop.run_in_executor(self._readers, self._last_versions, unknown)
-            self._versions.update(found)
-
-    def _last_versions(self, streams: set[str]) -> dict[str, int]:
-        return {stream: self._store.last_version(stream) for stream in streams}
+            self._versions.update(await self._read(lambda: {one: self._store.last_version(one) for one in unknown}))
 
     async def _commit(self, batch: list[_Pending]) -> None:
         await self._learn_versions(batch)

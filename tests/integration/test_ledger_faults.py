@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 
+from ledger.account_events import MessageRejected
 from ledger.commands import RefuseOrder
 from ledger.errors import ForeignLedger, LedgerDamaged, LedgerError, LedgerUnavailable, UnknownSchema
 from ledger.events import Recorded, decode, order_stream
+from ledger.intake import raw_of
 from ledger.seal import batches, verify
 from ledger.store import open_store
 from ledger.writer import Cause, Executed, Ledger
@@ -332,6 +334,40 @@ async def test_connections_cut_again_and_again_cost_a_repetition_and_nothing_els
         await ledger.close()
         await work
         check_kept_word(server, acknowledged)
+
+
+@pytest.mark.parametrize("asked", ["load", "append"])
+async def test_what_is_read_waits_for_a_database_that_is_away_for_a_moment_as_a_commit_does(asked):
+    """An order that is loaded, and the stream whose version is looked up before its first event."""
+    import psycopg
+
+    def door(server: PostgresServer, opens: str) -> None:
+        with psycopg.connect(server.url.removesuffix("postgres") + "template1", autocommit=True) as connection:
+            connection.execute(f"ALTER DATABASE postgres WITH ALLOW_CONNECTIONS {opens}")
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name LIKE 'order-ledger ledger%'"  # not that of the lock
+            )
+
+    with postgres_process() as server:
+        ledger = await opened(server.url)
+        await place_order(ledger, "ord_1").durable
+        await ledger.execute("ord_1", RefuseOrder(reasons=("test",)), CAUSE).durable
+        await ledger.close()
+        ledger = await opened(server.url)
+        await asyncio.to_thread(door, server, "false")
+        if asked == "load":
+            waiting = asyncio.ensure_future(ledger.load(["ord_1"]))
+        else:
+            waiting = ledger.append("inbox/2026-03-01", MessageRejected(reasons=("test",), raw=raw_of(b"")), CAUSE)
+        done, _ = await asyncio.wait([waiting], timeout=1)
+        assert not done
+        await asyncio.to_thread(door, server, "true")
+        await asyncio.wait_for(waiting, PATIENCE_S)
+        if asked == "load":
+            assert ledger.order("ord_1") is not None
+        assert not ledger.failure.done()
+        await ledger.close()
 
 
 async def test_a_lost_lock_of_postgresql_stops_the_writer_within_its_second():
