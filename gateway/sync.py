@@ -84,9 +84,12 @@ class Sync:
         """Reads where to go on, calls `after`, then follows: what `after` starts looks at the account first."""
         ledger, offset_s = self._ledger, self._offset_s
         self._followed = await asyncio.to_thread(Followed.read, self._store, ledger.login, offset_s)
-        created = await asyncio.to_thread(self._store.at, 1)
+        created, is_first = await asyncio.to_thread(self._store.at, 1), not self._followed.through_msc
         if created is not None:
             self._followed.begin(created, offset_s, self._server_msc())
+        if is_first:
+            # Where it begins is known by the server's clock as it is seen now: another time ours may tell another.
+            self._save()
         # The first look is saved at once: gateways that are killed one after the other must get on.
         self._saved = (self._followed.through_msc, -SAVE_EVERY_S)
         for order in ledger.open_orders.values():
