@@ -146,10 +146,11 @@ class Ledger:
         take_over: bool = False,
         lock: WriterLock | None = None,
         patience_s: float = PATIENCE_S,
+        on_full: Callable[[str], None] | None = None,
     ) -> "Ledger":
         """The writer of this ledger, with its open orders loaded; creates the ledger when it is empty. `patience_s`:
         how long a commit of unknown fate is repeated before the writer stops. `lock`: the writer's lock, where the
-        caller holds it already; it is released with the ledger.
+        caller holds it already; it is released with the ledger. `on_full`: see Committer.
 
         `take_over`: goes on although another writer holds the lock. `WriterTookOver` is then committed before
         anything else, and from that moment the other one, alive or paused, cannot commit: its next seal has a
@@ -184,6 +185,7 @@ class Ledger:
             await ledger._end()
             held.release()
             raise
+        ledger._committer.on_full = on_full
         return ledger
 
     @property

@@ -13,7 +13,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
+import requests
 
 from ledger.account_events import MessageRejected
 from ledger.commands import RefuseOrder
@@ -26,7 +28,7 @@ from ledger.writer import Cause, Executed, Ledger
 from tests.decider import NOW, receive
 from tests.history import History
 from tests.servers import PostgresServer, need, postgres_process
-from tests.service import run_cli, serving, stop_simulated_broker
+from tests.service import Listener, Service, market_order, run_cli, serving, stop_simulated_broker
 
 CAUSE = Cause(actor="client")
 SEED = int(os.environ.get("FAULT_SEED", "20260301"))
@@ -162,7 +164,7 @@ async def test_a_full_disk_stops_the_writer_and_keeps_its_word(small_disk):
     acknowledged = await fill_up(ledger)
     failure = ledger.failure.result()
     assert isinstance(failure, LedgerUnavailable)
-    assert "is full: free space, then start again" in one_line(failure)
+    assert "is full: free space" in one_line(failure)
     await ledger.close()
     assert len(acknowledged) > 100
     check_kept(url, acknowledged)
@@ -204,6 +206,66 @@ async def test_room_that_comes_in_time_is_waited_for(small_disk):
     ballast_gone.cancel()
     await ledger.close()
     check_kept(url, orders)
+
+
+def take_all(disk: Path) -> Path:
+    """A file that leaves no room."""
+    ballast = disk / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while file.write(b"x" * 4096):
+            pass
+    return ballast
+
+
+async def test_the_service_says_that_the_disk_is_full_sends_nothing_and_goes_on_when_there_is_room(
+    small_disk, tmp_path
+):
+    url = url_of(small_disk / "ledger.db")
+
+    def shown(service: Service) -> tuple[int, str]:
+        answer = requests.get(service.info["http_url"] + "/readyz", timeout=20)
+        return answer.status_code, answer.text
+
+    with serving(tmp_path / "d", LEDGER_URL=url) as service:
+        async with Listener(service.info["nats_url"]) as listener:
+            await listener.send(market_order("before"))
+            await listener.final("before")
+            ballast = await asyncio.to_thread(take_all, small_disk)
+            sent = 0
+            while (await asyncio.to_thread(shown, service))[0] == 200:  # what room there is inside the file is used up
+                sent += 1
+                await listener.send(market_order(f"o-{sent}"))
+            assert "ledger" in (await asyncio.to_thread(shown, service))[1]
+            late = [f"late-{number}" for number in range(10)]
+            for order_id in late:
+                await listener.send(market_order(order_id))
+            held = len(stored(url))
+            await asyncio.sleep(12)  # longer than a commit of unknown fate is repeated
+            assert len(stored(url)) == held
+            assert not [body for _, body in listener.messages if body.get("order_id") in late]
+            assert "waits for room" in service.log()
+            ballast.unlink()
+            for order_id in (*(f"o-{number}" for number in range(1, sent + 1)), *late):
+                await listener.final(order_id, 60)
+            assert (await asyncio.to_thread(shown, service))[0] == 200
+        dealt = [row for row in orjson.loads(service.cli("sim", "deals", "--json").stdout) if row["symbol"]]
+        filled = {body["order_id"] for subject, body in listener.messages if subject.startswith("broker.fill")}
+        assert len(dealt) == len(filled)
+    requested = [one.stream for one in stored(url) if one.topic == "order.requested"]
+    assert len(requested) == len(set(requested)) == 1 + sent + len(late)
+
+
+async def test_a_service_that_waits_for_room_ends_when_it_is_asked_to(small_disk, tmp_path):
+    url = url_of(small_disk / "ledger.db")
+    with serving(tmp_path / "d", LEDGER_URL=url) as service:
+        async with Listener(service.info["nats_url"]) as listener:
+            await asyncio.to_thread(take_all, small_disk)
+            number = 0
+            while "waits for room" not in service.log():
+                await listener.send(market_order(f"o-{number}"))
+                number += 1
+        assert service.stop() < 20
+    stored(url)
 
 
 def check_kept(url: str, acknowledged: list[Executed]) -> None:
