@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
 from clickhouse_connect.driver.exceptions import OperationalError
 
 from ledger.backup import restore_log
@@ -22,6 +23,7 @@ from projections.clickhouse import ClickHouseSink, Target, connect
 from projections.digest import TableAgreement, agree_tables
 from projections.follower import Batch, Follower, Pace, Position, Progress, Sink, SinkRefused
 from projections.kafka import KafkaSink
+from projections.kafka_client import SEALS_TOPIC, ensure_topics
 from projections.tables import TABLES
 from tests.engine import engine_path, fresh_database
 from tests.history import History, ListSource, past_of
@@ -504,3 +506,48 @@ async def test_audit_files_with_a_hole_are_told_and_nothing_is_added_behind_it(
         restore_log(lambda: read_audit(storage.folder), store, "the audit log")
     with pytest.raises(SinkRefused) if damage is cut_short else contextlib.nullcontext():
         assert not compare("audit", history.records, read_audit(storage.folder)).ok
+
+
+# --- Kafka only -------------------------------------------------------------------------------------------------
+
+
+class MadeAnew(KafkaSink):
+    """Somebody deletes the topic before the third write, and makes it again at once."""
+
+    def __init__(self, storage: KafkaStorage) -> None:
+        super().__init__(storage.brokers, storage.ledger_id, topic=storage.topic)
+        self.writes, self._storage = 0, storage
+
+    async def write(self, batch: Batch) -> None:
+        self.writes += 1
+        if self.writes == 3:
+            await make_anew(self._storage)
+        await super().write(batch)
+
+
+async def make_anew(storage: KafkaStorage) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=storage.brokers)
+    await admin.start()
+    try:
+        await admin.delete_topics([storage.topic])
+        async with asyncio.timeout(20):
+            while storage.topic in await admin.list_topics():  # noqa: ASYNC110  # it is gone a while after the answer
+                await asyncio.sleep(0.05)
+    finally:
+        await admin.close()
+    await ensure_topics({"bootstrap_servers": storage.brokers}, storage.topic, SEALS_TOPIC, 0)
+
+
+async def test_a_topic_made_anew_while_it_is_written_is_filled_from_the_beginning(history: History) -> None:
+    storage = KafkaStorage(history.ledger_id)
+    await follow(history.records, MadeAnew(storage))
+    await assert_agrees(storage, history.records)
+
+
+async def test_a_topic_made_anew_between_two_runs_is_filled_from_the_beginning(history: History) -> None:
+    storage = KafkaStorage(history.ledger_id)
+    await follow(history.records, storage.sink())
+    await make_anew(storage)
+    history.orders(5)
+    await follow(history.records, storage.sink())
+    await assert_agrees(storage, history.records)
