@@ -25,8 +25,11 @@ from ledger.intake import raw_of
 from ledger.seal import batches, verify
 from ledger.store import open_store
 from ledger.writer import Cause, Executed, Ledger
+from projections.agree import compare
+from projections.audit_files import AuditFilesSink, read_audit
+from projections.follower import Follower, Pace, Progress
 from tests.decider import NOW, receive
-from tests.history import History
+from tests.history import History, ListSource
 from tests.servers import PostgresServer, need, postgres_process
 from tests.service import Listener, Service, market_order, run_cli, serving, stop_simulated_broker
 
@@ -253,6 +256,29 @@ async def test_the_service_says_that_the_disk_is_full_sends_nothing_and_goes_on_
         assert len(dealt) == len(filled)
     requested = [one.stream for one in stored(url) if one.topic == "order.requested"]
     assert len(requested) == len(set(requested)) == 1 + sent + len(late)
+
+
+async def test_audit_files_wait_for_room_and_say_so(small_disk):
+    history, folder = History().orders(300), small_disk / "audit"
+    ballast = await asyncio.to_thread(take_all, small_disk)
+    os.truncate(ballast, ballast.stat().st_size - 100_000)  # some of it, but not all, finds its place
+    waits, arrived = asyncio.Event(), asyncio.Event()
+
+    def watch(progress: Progress) -> None:
+        if progress.state == "retrying" and "No space left" in progress.error:
+            waits.set()
+        if progress.position == len(history.records):
+            arrived.set()
+
+    follower = Follower(ListSource(history.records), AuditFilesSink(folder), Pace(retry_most_s=0.1), on_change=watch)
+    run = asyncio.create_task(follower.run())
+    await asyncio.wait_for(waits.wait(), PATIENCE_S)
+    assert not arrived.is_set()
+    ballast.unlink()
+    await asyncio.wait_for(arrived.wait(), PATIENCE_S)
+    follower.stop()
+    await run
+    assert compare("audit", history.records, read_audit(folder)).ok
 
 
 async def test_a_service_that_waits_for_room_ends_when_it_is_asked_to(small_disk, tmp_path):
