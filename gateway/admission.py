@@ -1,12 +1,12 @@
 """Lets requests through to the broker, or says everything that speaks against them: `validate` with fresh facts."""
 
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
 from gateway.broker import Broker, Symbol, Tick
+from gateway.elapsed import elapsed_s
 from gateway.risk import RiskWatch
 from gateway.validate import Limits, View, opened_volume, validate
 from ledger.trade import ACTION_DEAL, ACTION_REMOVE, TargetImage, TradeRequest
@@ -17,8 +17,8 @@ MINUTE_S: Final = 60.0
 
 
 class Admission:
-    """Judges what is about to be sent. `zone` tells the server's wall clock minus UTC (s), which changes with summer
-    time and may not be known. A price of the last quarter second is good enough to let a request through;
+    """Judges what is about to be sent. `server_utc_offset_s` tells the server's wall clock minus UTC, which changes
+    with summer time and may not be known. A price of the last quarter second is good enough to let a request through;
     only a price asked for just now may refuse one."""
 
     def __init__(
@@ -28,11 +28,11 @@ class Admission:
         clock: Callable[[], datetime],
         *,
         margin_mode: int,
-        zone: Callable[[], int | None],
+        server_utc_offset_s: Callable[[], int | None],
         risk: RiskWatch | None = None,
     ) -> None:
         self._query, self._limits, self._clock, self._risk = query, limits, clock, risk
-        self._margin_mode, self._zone = margin_mode, zone
+        self._margin_mode, self._offset_s = margin_mode, server_utc_offset_s
         self._ticks: dict[str, tuple[Tick, float]] = {}
         self._let_through: OrderedDict[str, float] = OrderedDict()  # orders of the last minute that open
 
@@ -53,18 +53,18 @@ class Admission:
             tick, _ = await self._tick(symbol.name, 0.0)
             reasons = validate(request, symbol, tick, view, self._limits, self._clock())
         if not reasons and opened_volume(request, view) != 0:
-            self._let_through.setdefault(order_id, time.monotonic())
+            self._let_through.setdefault(order_id, elapsed_s())
             if self._risk is not None:
                 self._risk.let_through(order_id)
         return reasons
 
     def _view(self, order_id: str, target: TargetImage | None) -> View:
-        minute_ago = time.monotonic() - MINUTE_S
+        minute_ago = elapsed_s() - MINUTE_S
         while self._let_through and next(iter(self._let_through.values())) < minute_ago:
             self._let_through.popitem(last=False)
         return View(
             margin_mode=self._margin_mode,
-            server_utc_offset_s=self._zone(),
+            server_utc_offset_s=self._offset_s(),
             target=target,
             open_positions=self._risk.open_positions(order_id) if self._risk is not None else None,
             orders_last_minute=len(self._let_through) - (order_id in self._let_through),
@@ -79,7 +79,7 @@ class Admission:
 
     async def _tick(self, name: str, within_s: float) -> tuple[Tick | None, bool]:
         """The symbol's price, and whether it was asked for just now."""
-        now = time.monotonic()
+        now = elapsed_s()
         known = self._ticks.get(name)
         if known is not None and now - known[1] < within_s:
             return known[0], False

@@ -148,6 +148,7 @@ class Service:
             config_version=version_of(settings)[0],
             take_over=self._take_over,
             lock=held,
+            on_full=observation.disk_full,
         )
         self._later("ledger", ledger.close)
         self._failures.append(ledger.failure)

@@ -16,7 +16,7 @@ import msgspec
 
 from gateway.bench import BenchRefused, Machine, Meter, Spread, machine, median, spread, work_folder
 from gateway.broker import Answered, Checked, Send
-from gateway.elapsed import elapsed
+from gateway.elapsed import elapsed_s
 from gateway.mt5 import Mt5Session
 from gateway.processes import tune_collector
 from gateway.simulated.link import stop_broker
@@ -109,7 +109,7 @@ def _request(number: int) -> TradeRequest:
 
 
 def _batches(count: int, size: int) -> list[list[Send]]:
-    not_after = elapsed() + _LIMIT_S
+    not_after = elapsed_s() + _LIMIT_S
     sends = [Send(_request(number), not_after) for number in range(count * size)]
     return [sends[start : start + size] for start in range(0, len(sends), size)]
 

@@ -49,7 +49,7 @@ CheckOutcome = Checked | NotSent | Unknown
 
 
 class Send(msgspec.Struct, frozen=True):
-    """A request to be sent, and the time (s, by `elapsed`) after which it must not be (design: fenced broker)."""
+    """A request, and the time (s, gateway/elapsed.py) after which it must not be sent (design: fenced broker)."""
 
     request: TradeRequest
     not_after: float

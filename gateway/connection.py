@@ -15,7 +15,7 @@ import structlog
 
 from gateway.broker import Account, Broker, LoginRefused, TerminalError
 from gateway.config import Settings
-from gateway.elapsed import elapsed
+from gateway.elapsed import elapsed_s
 from gateway.guarded import cancelled
 from gateway.terminal import TerminalStatus, pauses
 from ledger.account_events import AccountConnected, AccountDisconnected
@@ -48,7 +48,7 @@ class Connection:
         self._trade, self._ledger, self._terminal, self._query = trade, ledger, terminal, query
         self.account = account
         self._check_s, self._auto, self._longest_s = check_s, auto_reconnect, reconnect_interval_s
-        self._verified_at = self._account_at = elapsed()
+        self._verified_at = self._account_at = elapsed_s()
         self._is_up = asyncio.Event()
         self._is_up.set()
         self.reason, self._refused = "", False  # of a connection that is down: why, and whether by the broker's word
@@ -79,12 +79,12 @@ class Connection:
 
     def answered(self) -> None:
         """The broker answered a request just now, of whatever account."""
-        self._verified_at = elapsed()
+        self._verified_at = elapsed_s()
 
     @property
     def is_fresh(self) -> bool:
         """It is up, and that was proven a moment ago."""
-        now = elapsed()
+        now = elapsed_s()
         return self.up and now - self._verified_at <= self._check_s and now - self._account_at <= 2 * self._check_s
 
     async def verify(self) -> bool:
@@ -125,7 +125,7 @@ class Connection:
             if self.up:
                 waits = pauses(self._longest_s)
                 pause_s = next(waits)
-                now = elapsed()
+                now = elapsed_s()
                 if now - self._verified_at >= self._check_s / 2 or now - self._account_at >= self._check_s:
                     await self.verify()
             elif self._auto:
@@ -139,7 +139,7 @@ class Connection:
         return self.up
 
     async def _ask(self) -> Account | None:
-        asked_at = elapsed()
+        asked_at = elapsed_s()
         try:
             found = await self._trade.verify()
         except LoginRefused as error:
@@ -153,9 +153,10 @@ class Connection:
         return found
 
     def _rise(self, account: Account) -> None:
-        was, self.account = self.account.server_utc_offset_s, account
-        if was != account.server_utc_offset_s:
-            log.info("the server's clock has another zone", utc_offset_s=account.server_utc_offset_s, was=was)
+        before_s, now_s = self.account.server_utc_offset_s, account.server_utc_offset_s
+        if before_s != now_s:
+            log.info("the broker's server has another time zone", utc_offset_s=now_s, before_s=before_s)
+        self.account = account
         if self.up:
             return
         self._is_up.set()

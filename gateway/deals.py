@@ -85,11 +85,10 @@ class Followed:
 
         It tells the time by a clock that may have been ahead then, and set right since: what was followed already
         lies behind it, and where it is still to come a day is looked at rather than nothing."""
-        self.created_msc = _recorded_msc(created) + offset_s * 1000
-        if self.through_msc:
-            self.created_msc = min(self.created_msc, self.through_msc)
-        elif self.created_msc > now_msc:
-            self.created_msc = now_msc - _DAY_MSC
+        created_msc = _recorded_msc(created) + offset_s * 1000
+        self.created_msc = min(created_msc, self.through_msc or created_msc)
+        if self.created_msc > now_msc:
+            self.created_msc = self.through_msc = self.known_from_msc = now_msc - _DAY_MSC
         self.through_msc = max(self.through_msc, self.created_msc)
 
     def _begin(self, store: EventStore, login: int) -> int:

@@ -52,17 +52,17 @@ class Edge:
         errands = Errands(ledger, submitter, clock)
         self.halts = Halts(ledger, errands, settings)
 
-        def zone() -> int | None:
+        def offset_s() -> int | None:
             return link.account.server_utc_offset_s
 
         self._overdue = Overdue(ledger, submitter, self.alerts, clock)
-        self._risk = RiskWatch(query, ledger, self.halts, settings.limits, clock, zone)
+        self._risk = RiskWatch(query, ledger, self.halts, settings.limits, clock, offset_s)
         self._admission = Admission(
             query,
             settings.limits,
             clock,
             margin_mode=link.account.margin_mode,
-            zone=zone,
+            server_utc_offset_s=offset_s,
             risk=self._risk,
         )
         submitter.judge_by(self._admission.objections)

@@ -36,7 +36,7 @@ from gateway.broker import (
     Tick,
     Unknown,
 )
-from gateway.elapsed import elapsed
+from gateway.elapsed import elapsed_s
 from gateway.mt5_decode import Unreadable
 from gateway.mt5_remote import plain
 from gateway.retcodes import OrderEffect, lookup_error
@@ -49,7 +49,7 @@ LINK_DOWN: Final = NotSent(-10004, "the terminal's link is down")
 _DAY_S: Final = 86_400
 _QUARTER_S: Final = 900
 _FRESH_S: Final = 30  # a tick this close to a whole quarter hour off our clock shows the server's zone
-_ZONE_EVERY_S: Final = 20  # the zone is looked at
+_ZONE_EVERY_S: Final = 2.0  # how often the zone is looked at: well within _FRESH_S, for two looks tell of a move
 _WIDEST_ZONE_S: Final = 14 * 3600  # while the offset is not known
 _DEAL_POLL_S: Final = 0.005
 _FLOATS: Final = ("volume", "price", "stoplimit", "sl", "tp")
@@ -113,7 +113,7 @@ class Mt5Session:
         timeout_s: float = 60.0,
         deal_wait_s: float = 0.05,
         clock_symbol: str = "EURUSD",
-        monotonic: Callable[[], float] = elapsed,
+        monotonic: Callable[[], float] = elapsed_s,
         wall: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -135,7 +135,8 @@ class Mt5Session:
         self.link_broken = True
         self.server_utc_offset_s: int | None = None
         self._last_tick = (0.0, -math.inf)  # of the clock symbol: its time, and when we looked
-        self._zone_at = -math.inf  # when to look at it again
+        self._zone_at = -math.inf  # when it was looked at, also in vain
+        self._lower: int | None = None  # what the last tick that had just moved showed
 
     def __repr__(self) -> str:
         return f"Mt5Session(login={self._login}, server={self._server!r})"
@@ -160,8 +161,9 @@ class Mt5Session:
                 raise LoginRefused(text, code)
             raise TerminalError(text, code)
         self.link_broken = False
-        self._zone_at = -math.inf
-        return self.account()
+        account = self.account()
+        self._look_at_zone()
+        return self._with_offset(account)
 
     def close(self) -> None:
         self.link_broken = True
@@ -174,20 +176,7 @@ class Mt5Session:
             raise LoginRefused(f"the terminal is logged in to account {account.login}, not {self._login}")
         if self._server and account.server != self._server:
             raise LoginRefused(f"the terminal is logged in at {account.server!r}, not {self._server!r}")
-        self._look_at_zone()
         return self._with_offset(account)
-
-    def _look_at_zone(self) -> None:
-        """Summer time begins and ends also while the terminal is connected. A zone that seems to change is looked at
-        again with the next question."""
-        if self._monotonic() < self._zone_at:
-            return
-        self._zone_at = self._monotonic() + _ZONE_EVERY_S
-        try:
-            self.tick(self._clock_symbol)
-        except TerminalError:  # a broker may have no such symbol: then the zone stays unknown
-            if self.link_broken:
-                raise
 
     def _with_offset(self, account: Account) -> Account:
         return decode.with_offset(account, self.server_utc_offset_s)
@@ -273,7 +262,8 @@ class Mt5Session:
 
     def _learn_offset(self, tick_s: float) -> None:
         """A live tick is a whole number of quarter hours off our clock. A stale one can only show too little, so any
-        tick may raise the offset, and only one that has just moved may lower it (end of summer time)."""
+        other tick may raise the offset. Only ticks that move may lower it (end of summer time), and it takes two: a
+        terminal that finds its way back may show one old tick after another old one."""
         before_s, looked_at = self._last_tick
         now = self._monotonic()
         self._last_tick = (tick_s, now)
@@ -281,11 +271,20 @@ class Mt5Session:
         offset = round(ahead / _QUARTER_S) * _QUARTER_S
         if abs(ahead - offset) > _FRESH_S or abs(offset) > _WIDEST_ZONE_S:
             return
-        just_moved = before_s != tick_s and now - looked_at < _FRESH_S
-        if self.server_utc_offset_s is None or offset > self.server_utc_offset_s or just_moved:
+        moved, known = before_s != tick_s, self.server_utc_offset_s
+        just_moved = moved and now - looked_at < _FRESH_S
+        if known is None or (moved and offset > known) or (just_moved and self._lower == offset):
             self.server_utc_offset_s = offset
-        elif offset < self.server_utc_offset_s:
-            self._zone_at = now
+        if moved:
+            self._lower = offset if just_moved else None
+
+    def _look_at_zone(self) -> None:
+        self._zone_at = self._monotonic()
+        try:
+            self.tick(self._clock_symbol)
+        except TerminalError:  # a broker may have no such symbol: then the zone stays unknown
+            if self.link_broken:
+                raise
 
     def find(self, magics: Sequence[int], comments: Sequence[str], since_s: float) -> Evidence:
         """Four fresh queries, in the direction an order moves: working, history, deals, positions."""
@@ -363,10 +362,12 @@ class Mt5Session:
         return Activity(positions=positions, orders=working, history=history, deals=deals)
 
     def verify(self) -> Account:
-        """The account. Raises TerminalError unless the terminal is connected to its broker, as the account this
-        session is for."""
+        """The account, with the server's zone as it is now: it changes twice a year while we are connected. Raises
+        TerminalError unless the terminal is connected to its broker, as the account this session is for."""
         if not self._ask("terminal_info").connected:
             raise TerminalError(NOT_CONNECTED)
+        if not 0 <= self._monotonic() - self._zone_at < _ZONE_EVERY_S:
+            self._look_at_zone()
         return self.account()
 
     def _all(self, reader: Callable[[Any], T], function: str, *args: Any) -> tuple[T, ...]:

@@ -20,6 +20,7 @@ process in return.
 """
 
 import socket
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from typing import Any, Final
 
 from gateway import mt5_remote
 from gateway.broker import TerminalError
-from gateway.elapsed import elapsed
+from gateway.elapsed import elapsed_s
 from gateway.mt5 import NotAfterPassed
 from gateway.mt5_values import NotCarried, Reader, carried, pairs
 from gateway.simulated import constants
@@ -95,7 +96,7 @@ class Bridge:
         return self._error
 
     def order_send_until(self, request: dict[str, Any], not_after: float) -> Any:
-        """`order_send`, if the call begins before `not_after` (s, by `elapsed`). Raises
+        """`order_send`, if the call begins before `not_after` of this machine's `elapsed_s`. Raises
         NotAfterPassed when the server did not begin it."""
         return self._function("order_send", request, until=not_after)
 
@@ -114,12 +115,14 @@ class Bridge:
         except NotCarried as error:
             self._error = (-2, str(error))
             return failed
-        limit = None if until is None else until + self._ahead_s
+        # The clock of a server in Wine may stand still while this machine sleeps, as Linux' monotonic one does: what is
+        # left is counted by ours, and the server's is only compared with one that stands still as well.
+        limit = None if until is None else until - elapsed_s() + time.monotonic() + self._ahead_s
         # rpyc has one limit for the whole connection
         self._connection._config["sync_request_timeout"] = None if name in ("initialize", "login") else self._timeout_s
         try:
             clock, what, result, told = self._remote(*call, limit)
-            self._ahead_s = clock - elapsed()
+            self._ahead_s = clock - elapsed_s()
             value = self._reader.read(result) if what == "done" else None
         except Exception as problem:  # of the connection, or of a reply that cannot be read: it may have been done
             self._disconnect()
@@ -149,7 +152,7 @@ class Bridge:
         limit = {"sync_request_timeout": CONNECT_TIMEOUT_S}
         self._connection = connect_stream(SocketStream(sock), ClassicClient, limit)
         self._connection.execute(Path(mt5_remote.__file__).read_text())
-        self._ahead_s = self._connection.namespace["ready"]() - elapsed()
+        self._ahead_s = self._connection.namespace["ready"]() - elapsed_s()
         self._remote = self._connection.namespace["call"]
         self._reader = Reader()
 

@@ -12,6 +12,8 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Final, Protocol
 
+import structlog
+
 from gateway.communications import CommunicationLog
 from gateway.config import OFF, SERVICE_PORT, Settings
 from gateway.connection import Connection
@@ -31,6 +33,8 @@ from gateway.variables import GATEWAY, MIRROR, PROJECTIONS
 from gateway.verification import Verification
 from ledger.account import HALT_SOURCES
 from ledger.writer import Ledger
+
+log = structlog.get_logger()
 
 _TERMINAL: Final[dict[str, State]] = {"connected": "up", "connecting": "starting", "closed": "starting"}
 
@@ -101,6 +105,7 @@ class Observation:
         self._tasks: list[asyncio.Task[Any]] = []
         self._last: list[Callable[[], Awaitable[None]]] = []
         self._ledger: Ledger | None = None
+        self._full = ""
         self._communications: CommunicationLog | None = None
         self._metrics: Metrics | None = None
         self._exposition: Exposition | None = None
@@ -119,6 +124,14 @@ class Observation:
         self._traces = await asyncio.to_thread(Traces.of, self._settings, self._version)
         await self._server.start()
 
+    def disk_full(self, text: str) -> None:
+        """Of the ledger: what is wrong, or "" when there is room again. From any thread."""
+        if text:
+            log.error("the ledger waits for room on its disk, nothing is acknowledged or sent", reason=text)
+        else:
+            log.info("the ledger waits for room no more")
+        self._full = text
+
     async def follow(self, ledger: Ledger) -> None:
         """Counts, logs and traces what the ledger commits from now on, until `unfollow`."""
         self._ledger = ledger
@@ -126,7 +139,7 @@ class Observation:
         self._metrics = Metrics(ledger.tail, head, ledger.commit_times)
         self._exposition = Exposition(self._version, self._metrics, self._read)
         self._queues["commits"] = lambda: ledger.waiting
-        self.health.watch("ledger", lambda: _ledger_part(ledger))
+        self.health.watch("ledger", lambda: _ledger_part(ledger, self._full))
         self.health.standing = lambda: _standing(ledger)
         self._run(self._metrics.run(), "metrics")
         self._log_communications(head)
@@ -285,9 +298,9 @@ def _sink_part(state: str, error: str, *, needed: bool = False) -> Part:
     return Part(state="starting" if state == "starting" else "down", needed=needed, detail=error)
 
 
-def _ledger_part(ledger: Ledger) -> Part:
-    if ledger.failure.done():
-        return Part(state="down", needed=True, detail=str(ledger.failure.result()))
+def _ledger_part(ledger: Ledger, full: str) -> Part:
+    if ledger.failure.done() or full:
+        return Part(state="down", needed=True, detail=full or str(ledger.failure.result()))
     return Part(state="up", needed=True)
 
 

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from gateway.broker import Broker, Symbol, TargetView
 from gateway.closes import Closes
 from gateway.connection import Connection
-from gateway.elapsed import elapsed
+from gateway.elapsed import elapsed_s
 from gateway.requests import NETTING_MODES, Facts, Refusal, build_request
 from gateway.symbols import Symbols
 from gateway.targets import Aim, InFlight, Pending, Withdraw, aim_of, exclusive_keys
@@ -27,7 +27,7 @@ Admit = Callable[[str, TradeRequest, Symbol, TargetImage | None], Awaitable[tupl
 
 
 class Built(NamedTuple):
-    """A request ready to be sent, the point of its symbol, and what it acts on as seen at `at` (monotonic)."""
+    """A request ready to be sent, the point of its symbol, and what it acts on as seen at `at` (of elapsed_s)."""
 
     request: TradeRequest
     point: Decimal
@@ -115,7 +115,7 @@ class Preparer:
         request = build_request(order, order.attempt + 1, facts)
         if isinstance(request, Refusal):
             return request
-        seen_at = elapsed()
+        seen_at = elapsed_s()
         if self.admit is not None and (reasons := await self.admit(order.order_id, request, symbol, image)):
             return Refusal(reasons)
         return Built(request, symbol.point, image, seen_at)

@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 
 from gateway.broker import Activity, Broker, TerminalError
-from gateway.elapsed import elapsed
+from gateway.elapsed import elapsed_s
 from gateway.halts import ACTOR, LIMIT, Halts, next_midnight
 from gateway.validate import Limits
 from ledger.order import IDLE, Status
@@ -56,14 +56,18 @@ class RiskWatch:
         halts: Halts,
         limits: Limits,
         clock: Callable[[], datetime],
-        zone: Callable[[], int | None],
+        server_utc_offset_s: Callable[[], int | None],
     ) -> None:
         self._query, self._ledger, self._halts, self._limits = query, ledger, halts, limits
-        self._clock, self._zone = clock, zone
+        self._clock, self._server_utc_offset_s = clock, server_utc_offset_s
         self._positions, self._loss, self._at = 0, ZERO, float("-inf")
         self._under_way: dict[str, float] = {}  # orders let through, and when
         self._look_now = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def _offset_s(self) -> int:
+        return self._server_utc_offset_s() or 0
 
     @property
     def needed(self) -> bool:
@@ -97,16 +101,16 @@ class RiskWatch:
     def let_through(self, order_id: str) -> None:
         """An order that opens goes on to the broker: it counts as a position until it is seen what became of it."""
         if self.needed:
-            self._under_way[order_id] = elapsed()
+            self._under_way[order_id] = elapsed_s()
 
     def open_positions(self, but: str) -> int | None:
         """Open positions and orders under way, without the order `but`; None while that is not known."""
-        if elapsed() - self._at > FRESH_S:
+        if elapsed_s() - self._at > FRESH_S:
             return None
         return self._positions + len(self._under_way.keys() - {but})
 
     def daily_loss(self) -> Decimal | None:
-        return None if elapsed() - self._at > FRESH_S else self._loss
+        return None if elapsed_s() - self._at > FRESH_S else self._loss
 
     async def _run(self) -> None:
         while True:
@@ -118,8 +122,8 @@ class RiskWatch:
                 await self._look()
 
     async def _look(self) -> None:
-        began = elapsed()
-        offset_s = self._zone() or 0
+        began = elapsed_s()
+        offset_s = self._offset_s
         midnight = next_midnight(self._clock(), offset_s) - timedelta(days=1)
         midnight_msc = round((midnight - _EPOCH) / timedelta(milliseconds=1)) + offset_s * 1000
         arrived = [one for one in self._under_way if not self._is_under_way(one)]
@@ -145,4 +149,4 @@ class RiskWatch:
             standing = None
         if standing is None and self._limits.daily_loss and self._loss >= self._limits.daily_loss:
             reason = f"today's loss {self._loss} has reached {plain(self._limits.daily_loss)}"
-            self._halts.halt(LIMIT, reason, cause, until=next_midnight(now, self._zone() or 0))
+            self._halts.halt(LIMIT, reason, cause, until=next_midnight(now, self._offset_s))

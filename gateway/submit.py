@@ -21,7 +21,7 @@ from gateway import answers
 from gateway.broker import Broker, CheckOutcome, NotSent, Outcome, Send, TerminalError
 from gateway.config import Settings
 from gateway.connection import Connection
-from gateway.elapsed import elapsed
+from gateway.elapsed import elapsed_s
 from gateway.flight import Flight
 from gateway.guarded import Guard
 from gateway.prepare import Admit, Built, NotYet, Preparer
@@ -122,7 +122,7 @@ class Submitter:
     def use(self, settings: Settings) -> None:
         self._steps.use(settings.policy)
         self._preparer.deviation_points = settings.default_deviation_points
-        self._settings_at = elapsed()
+        self._settings_at = elapsed_s()
 
     @property
     def backlog(self) -> int:
@@ -252,7 +252,7 @@ class Submitter:
 
     def _connection_changed(self, up: bool) -> None:
         if not up:
-            self._down_since = elapsed()
+            self._down_since = elapsed_s()
             return
         self.prober.hasten()
         for order_id in list(self._held):
@@ -260,7 +260,7 @@ class Submitter:
 
     def _hold(self, order_ids: list[str]) -> None:
         """They wait for the connection, up to their age limit, and say so when it takes long."""
-        park = elapsed() - self._down_since >= PARK_AFTER_S
+        park = elapsed_s() - self._down_since >= PARK_AFTER_S
         for order_id in order_ids:
             order = self._ledger.order(order_id)
             self._staged.discard(order_id)
@@ -398,7 +398,7 @@ class Submitter:
         if durable is None:
             return
         # Counted from before the commit: a process that is paused behind it, and displaced, sends nothing any more.
-        not_after = elapsed() + self._settings.not_after_s
+        not_after = elapsed_s() + self._settings.not_after_s
         # One writer commits in order: when the last intent is durable, all are.
         await durable
         if self._ledger.account.halted:
@@ -423,7 +423,7 @@ class Submitter:
         if order is None or order_id not in self._staged:
             return None
         # Of a target only the present counts: while it waited here the target may have moved.
-        if built is not None and (built.before is None or elapsed() - built.at <= IMAGE_FRESH_S):
+        if built is not None and (built.before is None or elapsed_s() - built.at <= IMAGE_FRESH_S):
             return built
         return await self._look(order)
 

@@ -4,7 +4,7 @@ from decimal import Decimal
 from typing import Final
 
 from gateway.broker import Broker, Symbol
-from gateway.elapsed import elapsed
+from gateway.elapsed import elapsed_s
 from gateway.requests import EXECUTION_MARKET
 
 TTL_S: Final = 60.0
@@ -20,7 +20,7 @@ class Symbols:
 
     async def get(self, name: str) -> Symbol | None:
         """The symbol, at most a minute old; None when the broker does not know it. Raises TerminalError."""
-        now = elapsed()
+        now = elapsed_s()
         known = self._known.get(name)
         if known is not None and now < known[1]:
             return known[0]

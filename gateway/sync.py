@@ -75,7 +75,7 @@ class Sync:
         self._long_overlap_s = LONG_OVERLAP_S + 2 * settings.call_deadline_s
         self._overlap_s = self._long_overlap_s
         self._saved = (0, 0.0)  # the time of the last DealsFollowed, and when it was written
-        self._zone_s = self._offset_s
+        self._looked_in_s = self._offset_s  # the server's zone at the last look
         self._guard = Guard()
         self.lock = asyncio.Lock()  # held while what the account shows is taken up
 
@@ -87,9 +87,12 @@ class Sync:
         """Reads where to go on, calls `after`, then follows: what `after` starts looks at the account first."""
         ledger, offset_s = self._ledger, self._offset_s
         self._followed = await asyncio.to_thread(Followed.read, self._store, ledger.login, offset_s)
-        created = await asyncio.to_thread(self._store.at, 1)
+        created, is_first = await asyncio.to_thread(self._store.at, 1), not self._followed.through_msc
         if created is not None:
             self._followed.begin(created, offset_s, self._server_msc())
+        if is_first:
+            # Where it begins is known by the server's clock as it is seen now: another time ours may tell another.
+            self._save()
         # The first look is saved at once: gateways that are killed one after the other must get on.
         self._saved = (self._followed.through_msc, -SAVE_EVERY_S)
         for order in ledger.open_orders.values():
@@ -181,9 +184,9 @@ class Sync:
             self._tight += 1
 
     async def _poll(self) -> None:
-        if self._offset_s < self._zone_s:  # some of what was dealt since is not looked at by the usual overlap
+        if self._offset_s < self._looked_in_s:  # that was learnt a moment late: the usual overlap is too short for it
             self._overlap_s = self._long_overlap_s
-        self._zone_s = self._offset_s
+        self._looked_in_s = self._offset_s
         working = [order for order in self._ledger.open_orders.values() if order.status in WORKING]
         since_msc = self._since_msc()
         activity = await self._query.activity(since_msc, orders=bool(working), rest=False)
@@ -199,9 +202,11 @@ class Sync:
 
     def _since_msc(self) -> int:
         followed = self._followed
-        # When summer time ends the server's clock goes back: its next deals look older than those that are known.
-        newest = max(min(followed.through_msc, self._server_msc()), followed.through_msc - CLOCK_BACK_MSC)
-        since = newest - round(self._overlap_s * 1000)
+        # A server that leaves summer time lives an hour twice: deals of the second come after those of the first.
+        through = followed.through_msc
+        if self._zone_s is not None:
+            through = max(min(through, self._server_msc()), through - CLOCK_BACK_MSC)
+        since = through - round(self._overlap_s * 1000)
         # A fill that only a result has told of waits for its deal, but not for ever.
         oldest = min(followed.provisional.values(), default=since)
         return max(min(since, oldest), since - 3_600_000, 1)
@@ -408,7 +413,11 @@ class Sync:
 
     @property
     def _offset_s(self) -> int:
-        return self._connection.account.server_utc_offset_s or 0
+        return self._zone_s or 0
+
+    @property
+    def _zone_s(self) -> int | None:
+        return self._connection.account.server_utc_offset_s
 
     def _server_msc(self) -> int:
         return round(self._clock().timestamp() * 1000) + self._offset_s * 1000

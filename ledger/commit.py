@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Final, TypeVar
 
-from ledger.errors import LedgerFenced, LedgerUnavailable
+from ledger.errors import DiskFull, LedgerFenced, LedgerUnavailable
 from ledger.events import Recorded
 from ledger.store import EventStore, VersionTaken
 
 T = TypeVar("T")
+
 PATIENCE_S: Final = 10.0
 INLINE_MOST: Final = 16
 PAUSE_FIRST_S: Final = 0.01
@@ -24,11 +25,13 @@ TIMES_KEPT: Final = 4_096
 
 class Committer:
     """Commits to `store`. A commit of unknown fate is repeated identically until its seal tells: for at most
-    `patience_s`, with growing pauses, and never in the event loop."""
+    `patience_s`, with growing pauses, and never in the event loop. `on_full`: gets, in any thread, what is wrong while
+    the disk is full, and "" after it; where somebody listens, a full disk is waited for without end."""
 
     def __init__(self, store: EventStore, patience_s: float) -> None:
         self._store = store
         self._patience_s = patience_s
+        self.on_full: Callable[[str], None] | None = None
         self.took_s: deque[float] = deque(maxlen=TIMES_KEPT)  # of the latest commits; whoever looks may empty it
         self._loop = asyncio.get_running_loop()
         # One thread and a queue: a pool would cost more than the hop itself.
@@ -86,16 +89,25 @@ class Committer:
                 self._loop.call_soon_threadsafe(_settle, done, failure)
 
     def patiently(self, work: Callable[[], T]) -> T:
-        """What `work` gives, however often it must be repeated while the store is away; blocks. Raises
-        LedgerUnavailable when the patience ends."""
-        pause_s, deadline = PAUSE_FIRST_S, time.monotonic() + self._patience_s
-        while True:
-            try:
-                return work()
-            except LedgerUnavailable:
-                if time.monotonic() + pause_s > deadline or self._stopped.wait(pause_s):
-                    raise
-                pause_s = min(2 * pause_s, PAUSE_MOST_S)
+        """What `work` returns, for which a database that is away for a moment is waited; never in the event loop."""
+        pause_s, deadline, is_full = PAUSE_FIRST_S, time.monotonic() + self._patience_s, False
+        try:
+            while True:
+                try:
+                    return work()
+                except LedgerUnavailable as error:
+                    if self.on_full is not None and isinstance(error, DiskFull):
+                        # Not of unknown fate: it is not stored, nobody is told that it were, and room may come.
+                        deadline = time.monotonic() + PAUSE_MOST_S + self._patience_s
+                        if not is_full:
+                            self.on_full(str(error))
+                        is_full = True
+                    if time.monotonic() + pause_s > deadline or self._stopped.wait(pause_s):
+                        raise
+                    pause_s = min(2 * pause_s, PAUSE_MOST_S)
+        finally:
+            if is_full and self.on_full is not None:
+                self.on_full("")
 
     def _store_once(self, records: list[Recorded]) -> None:
         began = time.perf_counter()

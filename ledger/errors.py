@@ -2,6 +2,7 @@
 
 LedgerError                 base: one clear line, with the remedy
  ├─ LedgerUnavailable       the database cannot be opened, read or written now
+ │   └─ DiskFull            there is no room for it: nothing of it was stored
  ├─ LedgerLocked            another writer holds the lock of this ledger
  ├─ LedgerFenced            another writer has committed: this one is stale and must stop
  ├─ ForeignLedger           the ledger belongs to another account, server or ledger id
@@ -18,6 +19,10 @@ class LedgerError(Exception):
 
 
 class LedgerUnavailable(LedgerError):
+    pass
+
+
+class DiskFull(LedgerUnavailable):
     pass
 
 

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from ledger.errors import LedgerDamaged, LedgerLocked, LedgerUnavailable
+from ledger.errors import DiskFull, LedgerDamaged, LedgerLocked, LedgerUnavailable
 from ledger.events import WRITER_STREAM, BatchSealed, Recorded, decode, order_stream, seq_of
 from ledger.sqlite_log import LogKeeper, lengthen
 
@@ -258,7 +258,7 @@ def _bytes(value: object) -> bytes:
 
 _REMEDIES: Final = {
     sqlite3.SQLITE_BUSY: "another program holds a transaction on it: end that program",
-    sqlite3.SQLITE_FULL: "free space, then start again",
+    sqlite3.SQLITE_FULL: "free space",
     sqlite3.SQLITE_NOTADB: "name the file of a ledger, or restore a backup by `order-ledger restore`",
     sqlite3.SQLITE_CORRUPT: "keep the file, and restore a backup by `order-ledger restore` into another folder",
     sqlite3.SQLITE_READONLY: "allow writing to the file and its folder",
@@ -272,8 +272,9 @@ def _unavailable(name: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        remedy = _REMEDIES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "")
-        raise LedgerUnavailable(f"ledger {name}: {error}{remedy and ': '}{remedy}") from error
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        remedy, kind = _REMEDIES.get(code, ""), DiskFull if code == sqlite3.SQLITE_FULL else LedgerUnavailable
+        raise kind(f"ledger {name}: {error}{remedy and ': '}{remedy}") from error
 
 
 class _SqliteStore(EventStore):

@@ -145,10 +145,11 @@ class Ledger:
         take_over: bool = False,
         lock: WriterLock | None = None,
         patience_s: float = PATIENCE_S,
+        on_full: Callable[[str], None] | None = None,
     ) -> "Ledger":
         """The writer of this ledger, with its open orders loaded; creates the ledger when it is empty. `patience_s`:
         how long a commit of unknown fate is repeated before the writer stops. `lock`: the writer's lock, where the
-        caller holds it already; it is released with the ledger.
+        caller holds it already; it is released with the ledger. `on_full`: see Committer.
 
         `take_over`: goes on although another writer holds the lock. `WriterTookOver` is then committed before
         anything else, and from that moment the other one, alive or paused, cannot commit: its next seal has a
@@ -183,6 +184,7 @@ class Ledger:
             await ledger._end()
             held.release()
             raise
+        ledger._committer.on_full = on_full
         return ledger
 
     @property
@@ -217,15 +219,19 @@ class Ledger:
         missing = [one for one in order_ids if self.order(one) is None]
         if not missing:
             return
-        loaded = None
-        if self._store.is_local and len(missing) <= LOAD_AT_ONCE:
-            with contextlib.suppress(LedgerUnavailable):  # repeated where nobody waits for it
-                loaded = self._existing_orders(missing)
-        if loaded is None:
-            loaded = await self._read(lambda: self._existing_orders(missing))
-        for order in loaded:
+        for order in await self._loaded(missing):
             if self.order(order.order_id) is None:  # another message may have been quicker
                 self._keep(order)
+
+    async def _loaded(self, order_ids: list[str]) -> list[Order]:
+        if self._store.is_local and len(order_ids) <= LOAD_AT_ONCE:
+            with contextlib.suppress(LedgerUnavailable):  # as a commit is: the thread says what is wrong if it stays
+                return self._existing_orders(order_ids)
+        return await self._read(lambda: self._existing_orders(order_ids))
+
+    async def _read(self, work: Callable[[], T]) -> T:
+        """Beside the loop, and as patiently as a commit."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._committer.patiently, work)
 
     def execute(self, order_id: str, command: OrderCommand, cause: Cause, *, soon: bool = False) -> Executed:
         """Decides, on the pending state of a loaded order. The future of no events is resolved at once.
@@ -390,12 +396,7 @@ class Ledger:
     async def _learn_versions(self, batch: list[_Pending]) -> None:
         unknown = {p.stream for p in batch if p.first_version == 0} - self._versions.keys()
         if unknown:
-            self._versions |= await self._read(lambda: {one: self._store.last_version(one) for one in unknown})
-
-    async def _read(self, work: Callable[[], T]) -> T:
-        """What the store answers, with the same patience as for a commit."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._readers, self._committer.patiently, work)
+            self._versions.update(await self._read(lambda: {one: self._store.last_version(one) for one in unknown}))
 
     async def _commit(self, batch: list[_Pending]) -> None:
         await self._learn_versions(batch)

@@ -14,6 +14,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -28,6 +29,7 @@ T = TypeVar("T")
 HEADS_FILE: Final = "seals.jsonl"
 FILE_BYTES: Final = 64 * 1024 * 1024
 _TAIL: Final = 256 * 1024
+_PIECE: Final = 1024 * 1024
 _SIGNED: Final = HeadSigned.topic()
 _SEAL_MARK: Final = f'"topic":"{SEALED}"'.encode()
 # The length of the file is made durable with its bytes; only its times are not.
@@ -76,7 +78,8 @@ class AuditFilesSink:
         self._heads.difference_update(heads)
 
     def _recover(self) -> Position | None:
-        """Cuts off what is torn and finds the last seal, from the end of the last file."""
+        """Cuts off what is torn and finds the last seal, from the end of the last file. Raises SinkRefused when
+        something is missing before it, which no power cut does: each file is on the disk before the next begins."""
         self._file = None
         for path in reversed(files(self._folder)):
             found = _last_seal(path)
@@ -86,6 +89,7 @@ class AuditFilesSink:
                 _sync_folder(self._folder)
                 continue
             end, seal = found
+            _refuse_holes(self._folder, path, end, seal)
             with path.open("r+b") as file:
                 if file.seek(0, os.SEEK_END) != end:
                     file.truncate(end)
@@ -194,6 +198,31 @@ def _last_seal(path: Path) -> tuple[int, Recorded] | None:
             if start == 0:
                 return None
             length *= 4
+
+
+def _refuse_holes(folder: Path, last: Path, end: int, seal: Recorded) -> None:
+    """Raises SinkRefused unless each file goes on where the one before it ends, and the last has a line per event.
+    What is changed inside of an older file, verification finds."""
+    for path, following in pairwise(files(folder)):
+        found, wanted = _last_seal(path), _first_of(following) - 1
+        if found is None or found[1].seq != wanted:
+            raise _hole(f"{path.name} ends at event {found[1].seq if found else 0}, not at {wanted}")
+    with last.open("rb") as file:
+        lines = sum(file.read(min(_PIECE, end - begin)).count(b"\n") for begin in range(0, end, _PIECE))
+    if (wanted := seal.seq - _first_of(last) + 1) != lines:
+        raise _hole(f"{last.name} has {lines} lines for {wanted} events")
+
+
+def _hole(what: str) -> SinkRefused:
+    return SinkRefused(
+        f"the audit files have a hole: {what}",
+        "put back the file as it was, or move all of them away: they are written anew from the ledger",
+    )
+
+
+def _first_of(path: Path) -> int:
+    """The first event in an audit file, by its name."""
+    return int(path.stem.partition("-")[0])
 
 
 def _as_seal(line: bytes) -> Recorded | None:

@@ -68,6 +68,7 @@ class KafkaSink:
         self._seals_topic = seals_topic
         self._connection: dict[str, Any] = {"bootstrap_servers": brokers, **client_options(options or {})}
         self._producer: AIOKafkaProducer | None = None
+        self._ends: dict[TopicPartition, int] = {}  # what every new record of the log lies behind
         self._log = [TopicPartition(topic, number) for number in range(PARTITIONS)]
 
     async def open(self) -> None:
@@ -107,6 +108,7 @@ class KafkaSink:
                     await self._end_open(written, ends, last)
                     stable = await settled_ends(committed, written, both)
                     last = await last_event(committed, self._ledger_id, self._log, stable)
+                self._ends = {tp: ends.last[tp] for tp in self._log}
         return position_of(last) if last is not None else None
 
     async def write(self, batch: Batch) -> None:
@@ -123,8 +125,7 @@ class KafkaSink:
                     for where, builder in waves:
                         sent.append(await producer.send_batch(builder, where.topic, partition=where.partition))
                     await producer.flush()
-                    for future in sent:
-                        future.result()
+                    self._look_at_places(waves, [future.result().offset for future in sent])
                     await producer.commit_transaction()
         except BaseException:
             for future in sent:
@@ -134,6 +135,15 @@ class KafkaSink:
             self._producer = None
             await _abandoned(producer)
             raise
+
+    def _look_at_places(self, waves: list[tuple[TopicPartition, BatchBuilder]], offsets: list[int]) -> None:
+        """Offsets never go back, unless somebody deleted the topic and it was made again: what it held is missing then.
+        Raises SinkUnavailable: the transaction is not committed, and what the topic holds is looked at again."""
+        for (where, _), offset in zip(waves, offsets, strict=True):
+            if where in self._ends:
+                if offset < self._ends[where]:
+                    raise SinkUnavailable(f"the Kafka topic {where.topic} was made anew: it is filled again")
+                self._ends[where] = offset + 1
 
     async def close(self) -> None:
         producer, self._producer = self._producer, None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.broker import Send
-from gateway.elapsed import elapsed
+from gateway.elapsed import elapsed_s
 from gateway.simulated import constants as c
 from gateway.simulated import structs
 from gateway.simulated.arguments import read_request
@@ -134,4 +134,4 @@ def buy(magic: int = 7, **fields: Any) -> TradeRequest:
 
 
 def send(request: TradeRequest, within_s: float = 5.0) -> Send:
-    return Send(request, elapsed() + within_s)
+    return Send(request, elapsed_s() + within_s)

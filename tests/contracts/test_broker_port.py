@@ -28,7 +28,7 @@ from gateway.broker import (
     Tick,
     Unknown,
 )
-from gateway.elapsed import elapsed
+from gateway.elapsed import elapsed_s
 from gateway.mt5 import Mt5Session
 from gateway.simulated.link import stop_broker
 from gateway.simulated.window import ask
@@ -197,7 +197,7 @@ async def test_outcomes_come_in_the_order_of_the_requests(broker: Broker, magic:
 
 
 async def test_a_request_past_its_time_is_not_sent_and_the_others_are(broker: Broker, magic: int) -> None:
-    late = Send(buy(magic), elapsed() - 0.001)
+    late = Send(buy(magic), elapsed_s() - 0.001)
     outcomes = await broker.send([send(buy(magic)), late, send(buy(magic))])
     assert [type(outcome) for outcome in outcomes] == [Answered, NotSent, Answered]
     assert outcomes[1] == NotSent(0, "not_after passed")

@@ -1,5 +1,6 @@
 """A sink's process is killed at every step of a batch, and started again: its records are the ledger's, each once."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ledger.events import LedgerCreated, event_of
+from ledger.seal import batches
 from ledger.store import create_file, open_file
 from projections.audit_files import read_audit
 from projections.clickhouse import Target, connect
@@ -66,6 +68,31 @@ def test_clickhouse_holds_the_ledger_once_after_a_kill_at_every_step(
     tables = ("executions", "orders", "position_history", "positions", "order_events")
     assert seen == [f"{when} {table}" for table in tables for when in ("before", "behind")]
     assert not run("clickhouse", ledger, str(folder))
+    assert_tables(ledger, folder, history)
+
+
+@pytest.mark.parametrize("with_mark", [True, False])
+def test_clickhouse_put_back_from_an_older_copy_catches_up(tmp_path: Path, history: History, with_mark: bool) -> None:
+    """`with_mark`: also the file beside the folder that tells what of it is on the disk."""
+    data, older = tmp_path / "data", tmp_path / "older"
+    data.mkdir()
+    store = create_file(tmp_path / "ledger.db")
+    commits = list(batches(history.records))
+    half = len(commits) // 2
+    store.fill([one for commit in commits[:half] for one in commit])
+    assert not run("clickhouse", tmp_path / "ledger.db", str(data / "clickhouse"))
+    shutil.copytree(data if with_mark else data / "clickhouse", older, symlinks=True)
+    for commit in commits[half:]:
+        store.insert(commit)
+    store.close()
+    assert not run("clickhouse", tmp_path / "ledger.db", str(data / "clickhouse"))
+    shutil.rmtree(data if with_mark else data / "clickhouse")
+    older.rename(data if with_mark else data / "clickhouse")
+    assert not run("clickhouse", tmp_path / "ledger.db", str(data / "clickhouse"))
+    assert_tables(tmp_path / "ledger.db", data / "clickhouse", history)
+
+
+def assert_tables(ledger: Path, folder: Path, history: History) -> None:
     checked = "from tests.contracts.test_killed_sinks import differing; differing()"
     done = subprocess.run(  # one process opens one folder, and this one has another
         [sys.executable, "-c", checked, str(ledger), str(folder)], cwd=ROOT, capture_output=True, text=True, check=False

@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
 from clickhouse_connect.driver.exceptions import OperationalError
 
-from ledger.errors import SinkAhead
+from ledger.backup import restore_log
+from ledger.errors import LedgerError, SinkAhead
 from ledger.events import Recorded
 from ledger.seal import batches
+from ledger.store import open_store
 from projections.agree import compare, held_by_clickhouse
 from projections.audit_files import AuditFilesSink, files, read_audit
 from projections.clickhouse import ClickHouseSink, Target, connect
 from projections.digest import TableAgreement, agree_tables
-from projections.follower import Batch, Follower, Pace, Position, Progress, Sink
+from projections.follower import Batch, Follower, Pace, Position, Progress, Sink, SinkRefused
 from projections.kafka import KafkaSink
+from projections.kafka_client import SEALS_TOPIC, ensure_topics
 from projections.tables import TABLES
 from tests.engine import engine_path, fresh_database
 from tests.history import History, ListSource, past_of
@@ -472,3 +476,78 @@ def test_a_damaged_line_in_the_middle_is_not_read_over(tmp_path: Path) -> None:
     (tmp_path / "0000000000000001-2026-03-01.jsonl").write_bytes(b"not a record\n" * 2)
     with pytest.raises(Exception, match="line 1 is no audit record"):
         list(read_audit(tmp_path))
+
+
+def cut_short(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def without_a_line(path: Path) -> None:
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:3] + lines[4:]))
+
+
+@pytest.mark.parametrize(("which", "damage"), [(0, cut_short), (1, cut_short), (1, Path.unlink), (-1, without_a_line)])
+async def test_audit_files_with_a_hole_are_told_and_nothing_is_added_behind_it(
+    tmp_path: Path, history: History, which: int, damage: Callable[[Path], None]
+) -> None:
+    storage = AuditStorage(tmp_path / "audit")
+    await follow(history.records, storage.sink())
+    damage(files(storage.folder)[which])
+    before = {path: path.read_bytes() for path in files(storage.folder)}
+    history.orders(5)
+    follower = Follower(ListSource(history.records), storage.sink(), QUICK)
+    with pytest.raises(SinkRefused, match="the audit files have a hole"):
+        await follower.start()
+    assert "put back the file" in follower.progress.remedy
+    assert follower.progress.state == "failed"
+    assert {path: path.read_bytes() for path in files(storage.folder)} == before
+    with contextlib.closing(open_store(f"sqlite:///{tmp_path / 'l.db'}")) as store, pytest.raises(LedgerError):
+        restore_log(lambda: read_audit(storage.folder), store, "the audit log")
+    with pytest.raises(SinkRefused) if damage is cut_short else contextlib.nullcontext():
+        assert not compare("audit", history.records, read_audit(storage.folder)).ok
+
+
+# --- Kafka only -------------------------------------------------------------------------------------------------
+
+
+class MadeAnew(KafkaSink):
+    """Somebody deletes the topic before the third write, and makes it again at once."""
+
+    def __init__(self, storage: KafkaStorage) -> None:
+        super().__init__(storage.brokers, storage.ledger_id, topic=storage.topic)
+        self.writes, self._storage = 0, storage
+
+    async def write(self, batch: Batch) -> None:
+        self.writes += 1
+        if self.writes == 3:
+            await make_anew(self._storage)
+        await super().write(batch)
+
+
+async def make_anew(storage: KafkaStorage) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=storage.brokers)
+    await admin.start()
+    try:
+        await admin.delete_topics([storage.topic])
+        async with asyncio.timeout(20):
+            while storage.topic in await admin.list_topics():  # noqa: ASYNC110  # it is gone a while after the answer
+                await asyncio.sleep(0.05)
+    finally:
+        await admin.close()
+    await ensure_topics({"bootstrap_servers": storage.brokers}, storage.topic, SEALS_TOPIC, 0)
+
+
+async def test_a_topic_made_anew_while_it_is_written_is_filled_from_the_beginning(history: History) -> None:
+    storage = KafkaStorage(history.ledger_id)
+    await follow(history.records, MadeAnew(storage))
+    await assert_agrees(storage, history.records)
+
+
+async def test_a_topic_made_anew_between_two_runs_is_filled_from_the_beginning(history: History) -> None:
+    storage = KafkaStorage(history.ledger_id)
+    await follow(history.records, storage.sink())
+    await make_anew(storage)
+    history.orders(5)
+    await follow(history.records, storage.sink())
+    await assert_agrees(storage, history.records)

@@ -44,6 +44,17 @@ async def connects(desk: Desk, count: int) -> None:
     await desk.when(found, 15.0, lambda: str(desk.topics("")))
 
 
+async def test_a_server_that_changes_to_summer_time_and_back_is_followed_while_connected(desk: Desk) -> None:
+    for shift, offset_s in (("1h", 10_800), ("0", 7200)):
+        desk.window("clock", shift=shift)
+        async with asyncio.timeout(30):
+            while desk.connection.account.server_utc_offset_s != offset_s:  # noqa: ASYNC110  # it is no event
+                await asyncio.sleep(0.1)
+        filled = await desk.open(f"o-{offset_s}")
+        assert (await desk.event(filled.order_id, "order.filled")).broker_utc_offset_s == offset_s
+    assert sum(isinstance(one, AccountConnected) for one in desk.events("")) == 1
+
+
 async def test_orders_wait_visibly_while_the_connection_is_cut_and_are_sent_when_it_is_back(desk: Desk) -> None:
     desk.window("cut")
     assert "not connected to its broker" in (await down(desk)).reason

@@ -13,18 +13,25 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
+import requests
 
+from ledger.account_events import MessageRejected
 from ledger.commands import RefuseOrder
 from ledger.errors import ForeignLedger, LedgerDamaged, LedgerError, LedgerUnavailable, UnknownSchema
 from ledger.events import Recorded, decode, order_stream
+from ledger.intake import raw_of
 from ledger.seal import batches, verify
 from ledger.store import open_store
 from ledger.writer import Cause, Executed, Ledger
+from projections.agree import compare
+from projections.audit_files import AuditFilesSink, read_audit
+from projections.follower import Follower, Pace, Progress
 from tests.decider import NOW, receive
-from tests.history import History
+from tests.history import History, ListSource
 from tests.servers import PostgresServer, need, postgres_process
-from tests.service import run_cli, serving, stop_simulated_broker
+from tests.service import Listener, Service, market_order, run_cli, serving, stop_simulated_broker
 
 CAUSE = Cause(actor="client")
 SEED = int(os.environ.get("FAULT_SEED", "20260301"))
@@ -160,7 +167,7 @@ async def test_a_full_disk_stops_the_writer_and_keeps_its_word(small_disk):
     acknowledged = await fill_up(ledger)
     failure = ledger.failure.result()
     assert isinstance(failure, LedgerUnavailable)
-    assert "is full: free space, then start again" in one_line(failure)
+    assert "is full: free space" in one_line(failure)
     await ledger.close()
     assert len(acknowledged) > 100
     check_kept(url, acknowledged)
@@ -202,6 +209,89 @@ async def test_room_that_comes_in_time_is_waited_for(small_disk):
     ballast_gone.cancel()
     await ledger.close()
     check_kept(url, orders)
+
+
+def take_all(disk: Path) -> Path:
+    """A file that leaves no room."""
+    ballast = disk / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while file.write(b"x" * 4096):
+            pass
+    return ballast
+
+
+async def test_the_service_says_that_the_disk_is_full_sends_nothing_and_goes_on_when_there_is_room(
+    small_disk, tmp_path
+):
+    url = url_of(small_disk / "ledger.db")
+
+    def shown(service: Service) -> tuple[int, str]:
+        answer = requests.get(service.info["http_url"] + "/readyz", timeout=20)
+        return answer.status_code, answer.text
+
+    with serving(tmp_path / "d", LEDGER_URL=url) as service:
+        async with Listener(service.info["nats_url"]) as listener:
+            await listener.send(market_order("before"))
+            await listener.final("before")
+            ballast = await asyncio.to_thread(take_all, small_disk)
+            sent = 0
+            while (await asyncio.to_thread(shown, service))[0] == 200:  # what room there is inside the file is used up
+                sent += 1
+                await listener.send(market_order(f"o-{sent}"))
+            assert "ledger" in (await asyncio.to_thread(shown, service))[1]
+            late = [f"late-{number}" for number in range(10)]
+            for order_id in late:
+                await listener.send(market_order(order_id))
+            held = len(stored(url))
+            await asyncio.sleep(12)  # longer than a commit of unknown fate is repeated
+            assert len(stored(url)) == held
+            assert not [body for _, body in listener.messages if body.get("order_id") in late]
+            assert "waits for room" in service.log()
+            ballast.unlink()
+            for order_id in (*(f"o-{number}" for number in range(1, sent + 1)), *late):
+                await listener.final(order_id, 60)
+            assert (await asyncio.to_thread(shown, service))[0] == 200
+        dealt = [row for row in orjson.loads(service.cli("sim", "deals", "--json").stdout) if row["symbol"]]
+        filled = {body["order_id"] for subject, body in listener.messages if subject.startswith("broker.fill")}
+        assert len(dealt) == len(filled)
+    requested = [one.stream for one in stored(url) if one.topic == "order.requested"]
+    assert len(requested) == len(set(requested)) == 1 + sent + len(late)
+
+
+async def test_audit_files_wait_for_room_and_say_so(small_disk):
+    history, folder = History().orders(300), small_disk / "audit"
+    ballast = await asyncio.to_thread(take_all, small_disk)
+    os.truncate(ballast, ballast.stat().st_size - 100_000)  # some of it, but not all, finds its place
+    waits, arrived = asyncio.Event(), asyncio.Event()
+
+    def watch(progress: Progress) -> None:
+        if progress.state == "retrying" and "No space left" in progress.error:
+            waits.set()
+        if progress.position == len(history.records):
+            arrived.set()
+
+    follower = Follower(ListSource(history.records), AuditFilesSink(folder), Pace(retry_most_s=0.1), on_change=watch)
+    run = asyncio.create_task(follower.run())
+    await asyncio.wait_for(waits.wait(), PATIENCE_S)
+    assert not arrived.is_set()
+    ballast.unlink()
+    await asyncio.wait_for(arrived.wait(), PATIENCE_S)
+    follower.stop()
+    await run
+    assert compare("audit", history.records, read_audit(folder)).ok
+
+
+async def test_a_service_that_waits_for_room_ends_when_it_is_asked_to(small_disk, tmp_path):
+    url = url_of(small_disk / "ledger.db")
+    with serving(tmp_path / "d", LEDGER_URL=url) as service:
+        async with Listener(service.info["nats_url"]) as listener:
+            await asyncio.to_thread(take_all, small_disk)
+            number = 0
+            while "waits for room" not in service.log():
+                await listener.send(market_order(f"o-{number}"))
+                number += 1
+        assert service.stop() < 20
+    stored(url)
 
 
 def check_kept(url: str, acknowledged: list[Executed]) -> None:
@@ -334,6 +424,40 @@ async def test_connections_cut_again_and_again_cost_a_repetition_and_nothing_els
         check_kept_word(server, acknowledged)
 
 
+@pytest.mark.parametrize("asked", ["load", "append"])
+async def test_what_is_read_waits_for_a_database_that_is_away_for_a_moment_as_a_commit_does(asked):
+    """An order that is loaded, and the stream whose version is looked up before its first event."""
+    import psycopg
+
+    def door(server: PostgresServer, opens: str) -> None:
+        with psycopg.connect(server.url.removesuffix("postgres") + "template1", autocommit=True) as connection:
+            connection.execute(f"ALTER DATABASE postgres WITH ALLOW_CONNECTIONS {opens}")
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name LIKE 'order-ledger ledger%'"  # not that of the lock
+            )
+
+    with postgres_process() as server:
+        ledger = await opened(server.url)
+        await place_order(ledger, "ord_1").durable
+        await ledger.execute("ord_1", RefuseOrder(reasons=("test",)), CAUSE).durable
+        await ledger.close()
+        ledger = await opened(server.url)
+        await asyncio.to_thread(door, server, "false")
+        if asked == "load":
+            waiting = asyncio.ensure_future(ledger.load(["ord_1"]))
+        else:
+            waiting = ledger.append("inbox/2026-03-01", MessageRejected(reasons=("test",), raw=raw_of(b"")), CAUSE)
+        done, _ = await asyncio.wait([waiting], timeout=1)
+        assert not done
+        await asyncio.to_thread(door, server, "true")
+        await asyncio.wait_for(waiting, PATIENCE_S)
+        if asked == "load":
+            assert ledger.order("ord_1") is not None
+        assert not ledger.failure.done()
+        await ledger.close()
+
+
 async def test_a_lost_lock_of_postgresql_stops_the_writer_within_its_second():
     import psycopg
 
@@ -347,30 +471,6 @@ async def test_a_lost_lock_of_postgresql_stops_the_writer_within_its_second():
         failure = await asyncio.wait_for(asyncio.shield(ledger.failure), 2.5)
         assert "lost the writer's lock" in one_line(failure)
         await ledger.close()
-
-
-async def test_who_reads_waits_for_a_server_that_takes_no_connection_for_a_while():
-    import psycopg
-
-    with postgres_process() as server:
-        ledger = await opened(server.url)
-        await ledger.load(["none"])
-        name = psycopg.conninfo.conninfo_to_dict(server.url)["dbname"]
-        with psycopg.connect(server.url, dbname="template1", autocommit=True) as connection:
-            connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-            ended = connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE application_name LIKE 'order-ledger ledger%'"
-            ).fetchall()
-            assert ended
-            loading = asyncio.create_task(ledger.load(["other"]))
-            done, _ = await asyncio.wait([loading], timeout=0.5)
-            assert not done, loading.exception()
-            connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
-        await loading
-        await place_order(ledger, "other").durable
-        await ledger.close()
-        stored(server.url)
 
 
 async def test_a_server_that_freezes_fails_the_commit_in_a_bounded_time(monkeypatch):

@@ -27,7 +27,7 @@ def watch(d) -> RiskWatch:
 async def admission(d, *, risk: RiskWatch | None = None) -> Admission:
     if risk is not None:
         await risk._look()
-    return Admission(d.broker, d.settings.limits, d.clock, margin_mode=2, zone=lambda: 7200, risk=risk)
+    return Admission(d.broker, d.settings.limits, d.clock, margin_mode=2, server_utc_offset_s=lambda: 7200, risk=risk)
 
 
 async def test_orders_of_the_last_minute_count_each_once(tmp_path):
@@ -140,7 +140,13 @@ async def test_the_daily_loss_halts_until_the_next_day_of_the_server_and_lifts_o
 async def test_limits_that_change_hold_for_an_order_that_waits_for_its_turn_at_the_broker(tmp_path):
     order = {"symbol": "EURUSD", "order_type": "buy", "volume": 0.1}
     async with desk_in(tmp_path, MAX_REQUESTS_PER_S="1") as d:
-        judge = Admission(d.query, d.settings.limits, d.clock, margin_mode=2, zone=lambda: 7200)
+        judge = Admission(
+            d.query,
+            d.settings.limits,
+            d.clock,
+            margin_mode=2,
+            server_utc_offset_s=lambda: d.connection.account.server_utc_offset_s,
+        )
         d.submitter.judge_by(judge.objections)
         await d.open("o-1")
         await d.submit("o-2", **order)

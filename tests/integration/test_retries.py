@@ -1,5 +1,6 @@
 """An answer that may be better next time: told, tried again with the price of then, ever later, and not for ever."""
 
+import time
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
@@ -33,6 +34,20 @@ async def test_each_failed_attempt_is_told_the_pauses_double_and_the_last_no_end
         *(("broker.order.EURUSD", "retriable", "REQUOTE", number) for number in (1, 2, 3)),
         ("broker.error.EURUSD", "retries_exhausted", "REQUOTE", 4),
     ]
+
+
+async def test_the_age_of_an_intent_goes_on_while_the_machine_sleeps(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The terminal's process takes it up when the machine has slept for ten seconds, so it sees a later time."""
+    awake = time.clock_gettime
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: awake(clock) - 10 * (clock == time.CLOCK_BOOTTIME))
+    await desk.submit("o-1", **MARKET)
+    await desk.event("o-1", "order.send_abandoned")
+    assert desk.deals() == []
+    monkeypatch.undo()
+    ended = await desk.ended("o-1")
+    assert (ended.status, len(desk.deals())) == (Status.FILLED, 1)
 
 
 async def test_another_attempt_is_judged_by_the_price_of_then_and_not_of_the_first(desk: Desk) -> None:

@@ -11,10 +11,11 @@ import pytest
 
 from gateway.deals import Followed, Seen
 from gateway.simulated.link import stop_broker
-from ledger.account_events import ExternalDealObserved
+from ledger.account_events import DealsFollowed, ExternalDealObserved
 from ledger.commands import ResolveOutcome
 from ledger.order import Status
 from tests.gateway_desk import CLIENT, Desk, desk_in
+from tests.history import History
 
 D = Decimal
 
@@ -207,10 +208,11 @@ async def test_a_trade_by_hand_is_told_once_when_it_is_looked_back_further_than_
 async def test_a_fill_that_a_result_told_of_says_nothing_of_the_deals_before_it(desk: Desk) -> None:
     """A gateway that is killed again and again before its first look must not pass by what happened meanwhile."""
     async with desk.sync.lock:
+        began_msc = (await desk.event("", DealsFollowed.topic())).through_msc
         await desk.open("o-1")
         followed = Followed.read(desk.store, desk.ledger.login, 0)
     assert followed.seen
-    assert followed.through_msc == 0
+    assert followed.through_msc == began_msc
 
 
 async def test_a_ledger_created_by_a_clock_that_was_ahead_misses_no_deal_once_that_is_set_right(tmp_path: Path) -> None:
@@ -234,6 +236,43 @@ async def test_a_ledger_created_by_a_clock_that_was_ahead_misses_no_deal_once_th
         for terminal in (desk.trade, desk.query):
             await terminal.close()
         stop_broker(tmp_path / "d" / "broker")
+
+
+async def test_where_deals_are_followed_from_is_kept_from_the_first_start_on(tmp_path: Path) -> None:
+    """Our clock was an hour ahead of the world, and so of the server's zone too little was seen. Then it was set right
+    while the gateway was down, and an hour passed before it came back: what was dealt meanwhile is not before it."""
+    desk = Desk(tmp_path / "d")
+    try:
+        await desk.start()
+        desk.window("clock", shift="-1h")
+        await desk.stop()
+        for file in desk.folder.glob("ledger.db*"):
+            file.unlink()
+        await desk.start()
+        assert desk.connection.account.server_utc_offset_s == 3600
+        await desk.stop()
+        desk.window("trade", type="buy", symbol="EURUSD", volume=0.1)
+        desk.window("clock", shift="0")
+        await desk.start()
+        seen = await external(desk, 2)
+        assert [one.deal.symbol for one in seen] == ["", "EURUSD"]  # the broker's deposit, by its clock of then
+        await desk.stop()
+    finally:
+        for terminal in (desk.trade, desk.query):
+            await terminal.close()
+        stop_broker(tmp_path / "d" / "broker")
+
+
+def test_what_was_followed_by_a_clock_far_ahead_is_looked_at_again_for_a_day() -> None:
+    created = History().records[0]
+    followed = Followed()
+    followed.begin(created, 0, 10**15)
+    ahead = followed.through_msc
+    again = Followed()
+    again.through_msc = again.known_from_msc = ahead
+    now_msc = ahead - 10 * 86_400_000
+    again.begin(created, 0, now_msc)
+    assert {again.created_msc, again.through_msc, again.known_from_msc} == {now_msc - 86_400_000}
 
 
 async def test_deals_of_the_hour_that_comes_twice_when_summer_time_ends_are_not_missed(desk: Desk) -> None:

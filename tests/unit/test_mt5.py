@@ -1,5 +1,6 @@
 """The translator, over a terminal whose answers the test writes down. A real one is in the contract suite."""
 
+import time
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.broker import Answered, Checked, LoginRefused, NotSent, Send, TerminalError, Unknown
+from gateway.elapsed import elapsed_s
 from gateway.mt5 import Mt5Session, build_request
 from gateway.mt5_decode import Unreadable, decimal
 from gateway.simulated import structs
@@ -114,6 +116,16 @@ def test_what_cannot_be_carried_as_it_is_is_not_sent(changes: dict[str, Any]) ->
     request = TradeRequest(**({"action": 1, "symbol": "EURUSD"} | changes))
     outcome = connected(module).send(Send(request, 1e12))
     assert isinstance(outcome, NotSent)
+    assert module.called("order_send") == []
+
+
+def test_what_slept_with_the_machine_is_not_sent_when_it_wakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asleep, Linux' monotonic clock stands still."""
+    module = Scripted(order_send=result())
+    session, awake = connected(module), time.clock_gettime
+    intent = Send(REQUEST, elapsed_s() + 2)
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: awake(clock) + 7200 * (clock == time.CLOCK_BOOTTIME))
+    assert session.send(intent) == NotSent(0, "not_after passed")
     assert module.called("order_send") == []
 
 
@@ -347,36 +359,62 @@ def test_only_a_tick_that_has_just_moved_lowers_the_offset() -> None:
     now[0] += 3600  # the last tick is now an hour old and looks like the zone next to it
     session.tick("EURUSD")
     assert session.server_utc_offset_s == 10_800
-    now[0] += 5
-    module.answers["symbol_info_tick"] = tick(now[0] + 7200)
-    session.tick("EURUSD")
+    for _ in range(2):
+        assert session.server_utc_offset_s == 10_800
+        now[0] += 5
+        module.answers["symbol_info_tick"] = tick(now[0] + 7200)
+        session.tick("EURUSD")
     assert session.server_utc_offset_s == 7200
 
 
-@pytest.mark.parametrize("to", [7200, 3600], ids=["begins", "ends"])
-def test_summer_time_that_begins_or_ends_while_connected_is_noticed_by_looking_at_the_account(to: int) -> None:
-    now = [1_700_000_000.0]
-    module = Scripted(symbol_info_tick=tick(now[0] + 5400))
+@pytest.mark.parametrize(("before", "after"), [(7200, 10_800), (10_800, 7200), (37_800, 39_600), (39_600, 37_800)])
+def test_the_zone_is_learnt_again_while_the_connection_is_verified(before: int, after: int) -> None:
+    now, zone = [1_700_000_000.0], [before]
+    module = Scripted(symbol_info_tick=lambda _: tick(now[0] + zone[0] - 0.5))
     session = connected(module, wall=lambda: now[0], monotonic=lambda: now[0])
-    for _ in range(30):  # within a minute and a half
-        now[0] += 3
-        module.answers["symbol_info_tick"] = tick(now[0] + to)
-        account = session.account()
-    assert account.server_utc_offset_s == to
-    asked = len(module.called("symbol_info_tick"))
+    zone[0] = after
     for _ in range(20):
         now[0] += 1
-        session.account()
-    assert len(module.called("symbol_info_tick")) - asked <= 2
+        found = session.verify()
+    assert found.server_utc_offset_s == after
+    assert len(module.called("symbol_info_tick")) <= 11
 
 
-def test_a_market_that_stands_still_never_changes_the_zone() -> None:
+def test_quotes_that_stand_still_never_move_the_zone() -> None:
+    """A weekend, whole quarter hours after the last tick; then the terminal shows another old one."""
     now = [1_700_000_000.0]
     module = Scripted(symbol_info_tick=tick(now[0] + 7200))
     session = connected(module, wall=lambda: now[0], monotonic=lambda: now[0])
-    for _ in range(3000):  # two hours and a half, past many whole quarters
-        now[0] += 3
-        assert session.account().server_utc_offset_s == 7200
+    for _ in range(4 * 48):
+        now[0] += 900
+        assert session.verify().server_utc_offset_s == 7200
+    now[0] += 5
+    module.answers["symbol_info_tick"] = tick(now[0] + 7200 - 3600)
+    for _ in range(20):
+        assert session.verify().server_utc_offset_s == 7200
+        now[0] += 5
+
+
+def test_a_clock_of_ours_that_is_set_back_for_a_while_does_not_move_the_zone() -> None:
+    now = [1_700_000_000.0]
+    module = Scripted(symbol_info_tick=tick(now[0] + 7200))
+    session = connected(module, wall=lambda: now[0] - 3600, monotonic=lambda: now[0])
+    session.server_utc_offset_s = 7200
+    for _ in range(10):
+        now[0] += 5
+        assert session.verify().server_utc_offset_s == 7200
+
+
+@pytest.mark.parametrize("slow_s", [20, 40, 440, 460, 860])
+def test_a_clock_of_ours_that_is_slow_does_not_make_the_zone_flap(slow_s: int) -> None:
+    now, shown = [1_700_000_000.0], set()
+    module = Scripted(symbol_info_tick=lambda _: tick(now[0] + 7200 - now[0] % 7))
+    session = connected(module, wall=lambda: now[0], monotonic=lambda: now[0])
+    session._wall = lambda: now[0] - slow_s
+    for _ in range(50):
+        now[0] += 5
+        shown.add(session.verify().server_utc_offset_s)
+    assert shown == {7200}
 
 
 def test_an_unknown_symbol_is_none_and_a_failure_is_an_error() -> None:
