@@ -363,14 +363,6 @@ def test_the_child_starts_without_the_heavy_libraries() -> None:
     assert not loaded & {"asyncio", "numpy", "pandas", "aiohttp", "nats", "eventsourcing", "clickhouse_connect"}
 
 
-TELL = "from gateway.elapsed import elapsed; print(elapsed_s())"
-
-
-def told_elapsed(*before: str) -> float:
-    command = [*before, sys.executable, "-c", TELL]
-    return float(subprocess.run(command, capture_output=True, check=True, env=child_environment()).stdout)
-
-
 def test_time_limits_mean_the_same_moment_in_every_process() -> None:
     """`not_after` crosses a process boundary: the clock must be the machine's."""
     code = "from gateway.elapsed import elapsed_s; print(elapsed_s())"
