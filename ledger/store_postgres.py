@@ -78,13 +78,13 @@ class _Watch:
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
-        self._busy: dict[int, tuple[float, int]] = {}
+        self._busy: dict[object, tuple[float, int]] = {}
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
     @contextlib.contextmanager
     def over(self, connection: "psycopg.Connection[Any]", seconds: float) -> Iterator[None]:
-        key = id(connection)
+        key = object()
         with self._guard:
             self._busy[key] = (time.monotonic() + seconds, connection.fileno())
             if self._thread is None:
@@ -328,19 +328,21 @@ class _AdvisoryLock:
 
     def __init__(self, connection: "psycopg.Connection[Any]", watch: _Watch, name: str) -> None:
         self._connection, self._watch, self._name = connection, watch, name
+        self._one = threading.Lock()  # it may be let go while another thread looks whether it is held
 
     def check(self) -> None:
         try:
-            with self._watch.over(self._connection, CHECK_S):
+            with self._one, self._watch.over(self._connection, CHECK_S):
                 self._connection.execute("SELECT 1")
         except psycopg.Error:
             raise LedgerLocked(f"lost the writer's lock of {self._name}: its connection ended. Start again") from None
 
     def release(self) -> None:
-        # Said in so many words: the server notices the end of a connection only after a while.
-        with contextlib.suppress(psycopg.Error), self._watch.over(self._connection, CHECK_S):
-            self._connection.execute("SELECT pg_advisory_unlock_all()")
-        self._connection.close()
+        with self._one:
+            # Said in so many words: the server notices the end of a connection only after a while.
+            with contextlib.suppress(psycopg.Error), self._watch.over(self._connection, CHECK_S):
+                self._connection.execute("SELECT pg_advisory_unlock_all()")
+            self._connection.close()
 
 
 def _first_line(error: BaseException) -> str:

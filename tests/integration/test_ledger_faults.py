@@ -8,7 +8,9 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ import requests
 
 from ledger.account_events import MessageRejected
 from ledger.commands import RefuseOrder
-from ledger.errors import ForeignLedger, LedgerDamaged, LedgerError, LedgerUnavailable, UnknownSchema
+from ledger.errors import ForeignLedger, LedgerDamaged, LedgerError, LedgerLocked, LedgerUnavailable, UnknownSchema
 from ledger.events import Recorded, decode, order_stream
 from ledger.intake import raw_of
 from ledger.seal import batches, verify
@@ -471,6 +473,27 @@ async def test_a_lost_lock_of_postgresql_stops_the_writer_within_its_second():
         failure = await asyncio.wait_for(asyncio.shield(ledger.failure), 2.5)
         assert "lost the writer's lock" in one_line(failure)
         await ledger.close()
+
+
+def test_a_lock_that_is_let_go_while_it_is_looked_at_is_free():
+    with postgres_process() as server:
+        for _ in range(30):
+            store = open_store(server.url)
+            lock = store.lock()
+            looking = threading.Event()
+
+            def look(lock: Any = lock, looking: threading.Event = looking) -> None:
+                with contextlib.suppress(LedgerLocked):
+                    while True:
+                        lock.check()
+                        looking.set()
+
+            with ThreadPoolExecutor(1) as pool:
+                looks = pool.submit(look)
+                assert looking.wait(PATIENCE_S)
+                lock.release()
+                looks.result(PATIENCE_S)
+            store.close()
 
 
 async def test_a_server_that_freezes_fails_the_commit_in_a_bounded_time(monkeypatch):
